@@ -1,0 +1,33 @@
+# make train [CIFAR10=PATH]   the main job: CIFAR-10 to betons, ResNet-20 trained, a table and curves
+# make test                   the tests
+# make ffcv-wheel             FFCV as a wheel that needs no system packages, into wheels/
+# Each sets up what it needs first (launch/setup.sh), once.
+
+RUN := .venv/bin/dist-resnet
+
+.PHONY: train test setup ffcv-wheel
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml launch/setup.sh
+	@launch/setup.sh
+
+train: .venv/.ready
+	@if [ -n "$(CIFAR10)" ] && [ ! -e data/cifar10/manifest.json ]; then \
+	  $(RUN) prepare cifar10 --val 0 --source "$(CIFAR10)"; \
+	elif [ ! -e data/cifar10/manifest.json ] && ! $(RUN) prepare cifar10 --val 0; then \
+	  printf '\n%s\n%s\n%s\n\n' \
+	    '*** CIFAR-10 cannot be had: training on the generated data set `shapes` instead. ***' \
+	    '*** Its accuracy says nothing about CIFAR-10. For the real thing:               ***' \
+	    '***   make train CIFAR10=<cifar-10-python.tar.gz, or a folder of the images>    ***' >&2; \
+	  { [ -e data/shapes/manifest.json ] || $(RUN) prepare shapes; } && \
+	  exec $(RUN) train configs/quickstart.yaml --data.dir data/shapes --data.dataset shapes; \
+	fi && $(RUN) train configs/quickstart.yaml
+
+test: .venv/.ready
+	@.venv/bin/python -m pytest
+
+ffcv-wheel: .venv/.ready
+	@.venv/bin/pip install --quiet -e '.[wheel]'
+	@rm -rf build/ffcv && .venv/bin/pip wheel --quiet --no-deps --no-binary ffcv --wheel-dir build/ffcv ffcv==1.0.2
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/auditwheel repair --wheel-dir wheels build/ffcv/ffcv-*.whl

@@ -1,0 +1,240 @@
+"""Every knob there is, on one page: typed, range-checked, torch-free.
+
+A configuration is a YAML file of sections plus dotted overrides (`--optim.lr 0.2`). A key works or
+raises: unknown keys, wrong types and values out of range are ValueErrors that name the key, the value
+and what would be valid. The defaults are the CIFAR-10 recipe of He et al. 2015 (section 4.2).
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import yaml
+
+
+def knob(default: Any, comment: str) -> Any:
+    """A dataclass field whose comment is also its `--help` text."""
+    return dataclasses.field(default=default, metadata={"comment": comment})
+
+
+def require(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} = {value!r}: {remedy}")
+
+
+def parse_length(key: str, text: str) -> tuple[float, Literal["steps", "epochs"]]:
+    """'400 steps' -> (400.0, 'steps')."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) (step|epoch)s?", text)
+    require(match is not None and float(match[1]) > 0, key, text, "write '400 steps' or '1.5 epochs', more than 0")
+    require(match[2] == "epoch" or float(match[1]).is_integer(), key, text, "a number of steps is whole")
+    return float(match[1]), f"{match[2]}s"
+
+
+@dataclass(frozen=True)
+class Model:
+    family: Literal["cifar", "imagenet"] = knob("cifar", "cifar: the 6n+2 networks; imagenet: torchvision's")
+    name: str = knob("resnet20", "resnet<depth>: depth 6n+2 (basic) or 9n+2 (bottleneck); 18, 34, 50, 101, 152 for imagenet")
+    shortcut: Literal["A", "B"] = knob("A", "where the shape changes: A zero padding (the paper's), B 1x1 projection")
+    width: int = knob(1, "widening factor k of Wide ResNets; the stages have 16k, 32k, 64k channels")
+    block: Literal["basic", "bottleneck"] = knob("basic", "two 3x3 convolutions, or 1x1-3x3-1x1 with expansion 4")
+    block_order: Literal["paper", "bn_after_add", "no_final_relu", "preact"] = knob(
+        "paper", "paper: BN before the addition, ReLU after; the others move or drop them")
+    bn: Literal["all", "first"] = knob("all", "batch normalisation on every convolution, or on the first of each block only")
+    zero_init_last_gamma: bool = knob(False, "start every residual branch at zero (Goyal et al. 2017, section 5.1)")
+    stem: Literal["imagenet", "cifar"] = knob("imagenet", "family imagenet only: 7x7/2 and max-pool, or 3x3/1 for 32x32 input")
+
+    def __post_init__(self) -> None:
+        match = re.fullmatch(r"resnet(\d+)", self.name)
+        require(match is not None, "model.name", self.name, "write resnet<depth>, such as resnet110")
+        require(self.width >= 1, "model.width", self.width, "must be at least 1")
+        require(not (self.bn == "first" and self.block_order in ("bn_after_add", "preact")), "model.bn", self.bn,
+                f"block_order {self.block_order} needs every BN; set --model.bn all or another block_order")
+        if self.family == "cifar":
+            unit = 6 if self.block == "basic" else 9
+            require((self.depth - 2) % unit == 0 and self.depth > 2, "model.name", self.name,
+                    f"a CIFAR ResNet of {self.block} blocks has depth {unit}n+2; "
+                    "for torchvision's networks set --model.family imagenet")
+            require(self.stem == "imagenet", "model.stem", self.stem, "is read by family imagenet only; leave it out")
+        else:
+            require(self.depth in (18, 34, 50, 101, 152), "model.name", self.name,
+                    "torchvision has resnet18, resnet34, resnet50, resnet101 and resnet152")
+            for key in ("shortcut", "width", "block", "block_order", "bn"):
+                default = Model.__dataclass_fields__[key].default
+                require(getattr(self, key) == default, f"model.{key}", getattr(self, key),
+                        f"is read by family cifar only; leave it at {default!r}")
+
+    @property
+    def depth(self) -> int:
+        return int(self.name.removeprefix("resnet"))
+
+
+@dataclass(frozen=True)
+class Data:
+    dir: str = knob("data/cifar10", "directory that `dist-resnet prepare` wrote: betons and manifest.json")
+    dataset: Optional[str] = knob(None, "the data set that must be found there (cifar10, shapes ...); null: any")
+    evaluate_on: Literal["test", "val"] = knob("test", "split to evaluate on; val is held out of train by `prepare --val N`")
+    pad: int = knob(4, "pad by this many pixels of the mean colour, crop back at random; 0: no crop")
+    flip: Literal["none", "random", "alternating"] = knob(
+        "random", "horizontal flip; alternating: random in epoch 0, then the other way round every epoch (airbench)")
+    loader_threads: Optional[int] = knob(None, "loader threads of one worker; null: the CPUs the worker may use")
+    batches_ahead: int = knob(3, "batches that the loader prepares in advance")
+    timeout_s: float = knob(120.0, "give up when the loader has delivered nothing for so many seconds")
+
+    def __post_init__(self) -> None:
+        require(self.pad >= 0, "data.pad", self.pad, "must be 0 or more pixels")
+        require(self.loader_threads is None or self.loader_threads >= 1, "data.loader_threads", self.loader_threads,
+                "must be at least 1, or null for the CPUs the worker may use")
+        require(self.batches_ahead >= 1, "data.batches_ahead", self.batches_ahead, "must be at least 1")
+        require(self.timeout_s > 0, "data.timeout_s", self.timeout_s, "must be positive")
+
+
+@dataclass(frozen=True)
+class Batch:
+    per_worker: Optional[int] = knob(None, "samples per step on each worker; the global batch grows with the world size")
+    global_: Optional[int] = knob(None, "samples per step over all workers; must divide by the world size")
+
+    def __post_init__(self) -> None:
+        for key, value in (("batch.per_worker", self.per_worker), ("batch.global", self.global_)):
+            require(value is None or value >= 1, key, value, "must be at least 1")
+        if self.per_worker is not None and self.global_ is not None:
+            raise ValueError(f"batch.per_worker = {self.per_worker} and batch.global = {self.global_} are both set: "
+                             "set one and make the other null (--batch.per_worker null)")
+        require(self.per_worker is not None or self.global_ is not None, "batch.per_worker", None,
+                "neither it nor batch.global is set; set one (--batch.per_worker 128)")
+
+
+@dataclass(frozen=True)
+class Optim:
+    name: Literal["sgd", "adam"] = knob("sgd", "optimizer")
+    lr: float = knob(0.1, "peak learning rate at schedule.reference_batch")
+    momentum: float = knob(0.9, "SGD's momentum; Adam's beta1")
+    nesterov: bool = knob(False, "Nesterov momentum (SGD)")
+    adam_beta2: float = knob(0.999, "Adam's beta2")
+    weight_decay: float = knob(1e-4, "L2 penalty, added to the gradient")
+    decay_norm_and_bias: bool = knob(True, "apply weight decay to BN and biases too, as the paper does")
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "must be positive")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be in [0, 1)")
+        require(0 <= self.adam_beta2 < 1, "optim.adam_beta2", self.adam_beta2, "must be in [0, 1)")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        require(not (self.nesterov and (self.name != "sgd" or self.momentum == 0)), "optim.nesterov", self.nesterov,
+                "needs optim.name sgd and a momentum above 0")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    reference_batch: int = knob(128, "global batch at which this recipe is written")
+    steps: int = knob(64000, "last step of the recipe at the reference batch")
+    decay: Literal["milestones", "linear", "cosine"] = knob("milestones", "how the learning rate falls; linear and cosine end at 0")
+    milestones: tuple[int, ...] = knob((32000, 48000), "steps at which the learning rate is multiplied by gamma")
+    gamma: float = knob(0.1, "factor at every milestone")
+    warmup: Literal["none", "constant", "linear"] = knob(
+        "none", "constant: warmup_lr throughout (the paper's, for ResNet-110); linear: from warmup_lr up to lr")
+    warmup_length: str = knob("400 steps", "of the recipe: '400 steps' or '5 epochs'")
+    warmup_lr: float = knob(0.01, "learning rate of the (first step of the) warmup, at the reference batch")
+
+    def __post_init__(self) -> None:
+        require(self.reference_batch >= 1, "schedule.reference_batch", self.reference_batch, "must be at least 1")
+        require(self.steps >= 1, "schedule.steps", self.steps, "must be at least 1")
+        require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "must be in (0, 1]")
+        require(self.warmup_lr > 0, "schedule.warmup_lr", self.warmup_lr, "must be positive")
+        parse_length("schedule.warmup_length", self.warmup_length)
+        milestones = list(self.milestones)
+        if self.decay != "milestones":
+            require(not milestones, "schedule.milestones", milestones,
+                    f"decay {self.decay} has none; set --schedule.milestones [] or --schedule.decay milestones")
+        require(milestones == sorted(set(milestones)) and all(m > 0 for m in milestones), "schedule.milestones",
+                milestones, "must be positive and rise")
+        require(all(m < self.steps for m in milestones), "schedule.milestones", milestones,
+                f"every milestone must come before the last step, schedule.steps = {self.steps}; "
+                "lower the milestone or raise schedule.steps")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    lr: Literal["linear", "sqrt", "none"] = knob(
+        "linear", "learning rate at k times the reference batch: times k (Goyal et al.), times sqrt(k), unchanged")
+    milestones: Literal["steps", "samples"] = knob(
+        "steps", "at any batch keep milestones and last step at the same step (Hoffer et al.) or number of images (Goyal et al.)")
+
+
+@dataclass(frozen=True)
+class Train:
+    seed: int = knob(0, "initial weights, order of the samples, crops and flips")
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto: a GPU per worker where there are any")
+    precision: Literal["bf16", "fp16", "fp32"] = knob("bf16", "autocast type; fp16 comes with a gradient scaler")
+    label_smoothing: float = knob(0.0, "of the training loss")
+    max_steps: Optional[int] = knob(None, "stop here, with the schedule unchanged; null: at its end")
+    log_every: str = knob("50 steps", "'N steps' or 'N epochs'")
+    evaluate_every: str = knob("1 epochs", "'N steps' or 'N epochs'; the last step is always evaluated")
+    checkpoint_every: str = knob("1 epochs", "'N steps' or 'N epochs'; every evaluation and the last step save too")
+    eval_batch: int = knob(500, "samples per worker and step of an evaluation")
+    timeout_s: float = knob(600.0, "end the run when a collective has waited so many seconds for a lost worker")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, "train.seed", self.seed, "must be in [0, 2**32)")
+        require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "must be in [0, 1)")
+        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1, or null")
+        require(self.eval_batch >= 1, "train.eval_batch", self.eval_batch, "must be at least 1")
+        require(self.timeout_s > 0, "train.timeout_s", self.timeout_s, "must be positive")
+        for key in ("log_every", "evaluate_every", "checkpoint_every"):
+            parse_length(f"train.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True)
+class Tracking:
+    wandb: Literal["online", "offline", "disabled"] = knob("offline", "Weights & Biases; offline runs are sent later by `wandb sync`")
+    project: str = knob("dist_resnet", "W&B project")
+    entity: Optional[str] = knob(None, "W&B user or team; null: your default")
+    tags: tuple[str, ...] = knob((), "W&B tags")
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model = Model()
+    data: Data = Data()
+    batch: Batch = Batch(per_worker=128)
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    scaling: Scaling = Scaling()
+    train: Train = Train()
+    tracking: Tracking = Tracking()
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested values, as the YAML file has them."""
+        nested: dict[str, dict[str, Any]] = {}
+        for section, field in knobs():
+            value = getattr(getattr(self, section), field.name)
+            nested.setdefault(section, {})[key_of(field)] = list(value) if isinstance(value, tuple) else value
+        return nested
+
+    def digest(self) -> str:
+        """Sixteen hex digits that differ for any two configurations that differ."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def key_of(field: dataclasses.Field) -> str:
+    return field.name.rstrip("_")  # `global` is a word of Python's own
+
+
+def knobs() -> Iterator[tuple[str, dataclasses.Field]]:
+    """(section, field) of every knob, in the order of this file."""
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(section.type):
+            yield section.name, field
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value in a, value in b), where they differ."""
+    left, right = a.to_dict(), b.to_dict()
+    return {f"{section}.{key}": (value, right[section][key])
+            for section, values in left.items() for key, value in values.items() if value != right[section][key]}

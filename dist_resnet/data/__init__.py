@@ -1,0 +1,1 @@
+"""Betons: written, verified and read."""

@@ -1,0 +1,93 @@
+"""FFCV as a stream of batches: the caller says which samples, errors surface, nothing leaks.
+
+In FFCV 1.0.2 itself an exception in its thread leaves the caller waiting for ever, and leaving an epoch early leaks the
+thread and its buffers.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_resnet.data.augment import CropFlip
+from dist_resnet.data.ffcv import (
+    EpochIterator, IntDecoder, Loader, SimpleRGBImageDecoder, Squeeze, ToDevice, ToTensor, ToTorchImage)
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class StreamingLoader:
+    """Batches of one beton: uint8 images (N, 3, H, W) in channels_last, int64 labels (N,), both on `device`.
+
+    A batch is valid until the next one is asked for: FFCV reuses its buffers. Build a loader once, since that compiles."""
+
+    def __init__(self, path: Path, batch_size: int, device: torch.device, *, augment: CropFlip | None = None,
+                 threads: int | None = None, batches_ahead: int = 3, timeout_s: float = 120.0) -> None:
+        self.augment, self.timeout_s = augment, timeout_s
+        image = [SimpleRGBImageDecoder(), *([augment] if augment else []), ToTensor(), ToTorchImage(channels_last=True)]
+        label = [IntDecoder(), ToTensor(), Squeeze(1)]
+        if device.type != "cpu":
+            image, label = [*image, ToDevice(device, non_blocking=True)], [*label, ToDevice(device, non_blocking=True)]
+        self._loader = Loader(str(path), batch_size, threads or len(os.sched_getaffinity(0)), drop_last=False, seed=0,
+                              batches_ahead=batches_ahead, pipelines={"image": image, "label": label})
+        self.num_samples = int(self._loader.reader.num_samples)
+
+    def batches(self, ids: np.ndarray, epoch: int = 0) -> Iterator[Batch]:
+        """The samples `ids` (int64, in this order) of an epoch, the last batch perhaps smaller.
+
+        Raises IndexError for an id that the beton does not hold, RuntimeError when the loader dies or stalls."""
+        if len(ids) == 0:
+            return
+        if ids.min() < 0 or ids.max() >= self.num_samples:
+            raise IndexError(f"sample ids {ids.min()}..{ids.max()} asked of a beton of {self.num_samples} samples")
+        if self.augment:
+            self.augment.set_epoch(epoch)
+        iterator = _WatchedIterator(self._loader, ids.astype(np.uint64), self.timeout_s)
+        try:
+            yield from iterator
+        finally:
+            iterator.stop()
+
+
+class _WatchedIterator(EpochIterator):
+    """FFCV's iterator, whose caller learns of its death and who can be stopped in the middle."""
+
+    def __init__(self, loader: Loader, order: np.ndarray, timeout_s: float) -> None:
+        self.timeout_s, self.error = timeout_s, None
+        super().__init__(loader, order)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:  # handed to the consumer, who raises it
+            self.error = error
+
+    def __next__(self) -> Any:
+        deadline = time.monotonic() + self.timeout_s
+        queue = self.output_queue
+        while True:
+            with queue.not_empty:
+                if queue.not_empty.wait_for(queue._qsize, timeout=0.5):
+                    break
+            if not self.is_alive() and queue.empty():
+                raise RuntimeError(f"the data loader's thread ended early: {self.error!r}") from self.error
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the data loader has delivered nothing for {self.timeout_s:g} s (data.timeout_s): "
+                                   "is the file system that holds the betons stalled?")
+        return super().__next__()
+
+    def stop(self) -> None:
+        """End the thread and let its buffers go, wherever it is."""
+        self.close()
+        self.closed = True
+        while self.is_alive() and threading.current_thread() is not self:
+            try:
+                self.output_queue.get_nowait()  # it may be waiting for room
+            except Empty:
+                self.join(0.01)

@@ -1,0 +1,46 @@
+"""Loss, top-1 and top-5 as sums on the device; the only metric all-reduce."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dist_resnet.distributed import World
+
+
+@dataclass(frozen=True)
+class Means:
+    """Over `samples` samples of all ranks: mean loss, and fractions of correct answers."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+    bad_steps: float  # steps with a non-finite loss, mean over the ranks
+    flags: tuple[float, ...]
+
+
+class Sums:
+    """Sums over batches, kept on the device: adding makes no host synchronisation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._samples = 0  # known from the shapes, without asking the device
+
+    @torch.no_grad()
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, mean_loss: torch.Tensor) -> None:
+        """logits: (N, classes); labels: int64 (N,); mean_loss: scalar over these N samples."""
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        correct = best == labels[:, None]
+        self._samples += len(labels)
+        self._sums += torch.stack([mean_loss.double() * len(labels), correct[:, 0].sum().double(), correct.sum().double(),
+                                   (~torch.isfinite(mean_loss)).double()])
+
+    def reduce(self, world: World, flags: tuple[bool, ...] = ()) -> Means:
+        """Sum over all ranks, the host's flags with it, and start again from zero. One all-reduce, one host sync."""
+        from_host = [float(self._samples), *map(float, flags)]
+        summed = world.sum(torch.cat([self._sums, self._sums.new_tensor(from_host)]))
+        loss, top1, top5, bad, samples, *flag_sums = summed.tolist()
+        self._sums.zero_()
+        self._samples = 0
+        n = max(samples, 1)
+        return Means(loss / n, top1 / n, top5 / n, int(samples), bad / world.size, tuple(flag_sums))

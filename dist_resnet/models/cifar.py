@@ -1,0 +1,123 @@
+"""The 6n+2 ResNets for 32x32 images: He et al. 2015, "Deep Residual Learning", section 4.2.
+
+Pre-activation blocks: He et al. 2016, "Identity Mappings", figure 4e. Widening: Zagoruyko and Komodakis 2016.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_resnet.config import Model
+
+
+class Shortcut(nn.Module):
+    """Option A: every second pixel, and zeros for the channels that are new. No parameters."""
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class Block(nn.Module):
+    """A residual block: convolutions of the given (kernel, channels), the first 3x3 with the stride."""
+
+    def __init__(self, config: Model, inputs: int, layers: list[tuple[int, int]], stride: int) -> None:
+        super().__init__()
+        self.order = config.block_order
+        outputs, strided = layers[-1][1], [kernel for kernel, _ in layers].index(3)
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        channels = inputs
+        for i, (kernel, width) in enumerate(layers):
+            normed = config.bn == "all" or i == 0
+            self.convs.append(nn.Conv2d(channels, width, kernel, stride if i == strided else 1, kernel // 2, bias=not normed))
+            features = channels if self.order == "preact" else width
+            self.norms.append(nn.BatchNorm2d(features) if normed else nn.Identity())
+            channels = width
+        if stride == 1 and inputs == outputs:
+            self.shortcut = nn.Identity()
+        elif config.shortcut == "A":
+            self.shortcut = Shortcut(outputs - inputs, stride)
+        else:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = projection if self.order == "preact" else nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.order == "preact":
+            return self._forward_preact(x)
+        y = x
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
+            y = F.relu(norm(conv(y)))
+        y, norm = self.convs[-1](y), self.norms[-1]
+        if self.order == "bn_after_add":
+            return F.relu(norm(y + self.shortcut(x)))
+        y = norm(y) + self.shortcut(x)
+        return y if self.order == "no_final_relu" else F.relu(y)
+
+    def _forward_preact(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norms[0](x))
+        shortcut = self.shortcut(y if isinstance(self.shortcut, nn.Conv2d) else x)
+        for conv, norm in zip(self.convs[:-1], self.norms[1:]):
+            y = F.relu(norm(conv(y)))
+        return self.convs[-1](y) + shortcut
+
+
+class ResNet(nn.Module):
+    """A 3x3 convolution, three stages of n blocks with 16k, 32k, 64k channels at 32, 16, 8 pixels, mean, linear."""
+
+    def __init__(self, config: Model, num_classes: int) -> None:
+        super().__init__()
+        n = (config.depth - 2) // (6 if config.block == "basic" else 9)
+        preact = config.block_order == "preact"
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm = nn.Identity() if preact else nn.BatchNorm2d(16)
+        blocks, channels = [], 16
+        for stage in range(3):
+            width = 16 * config.width * 2**stage
+            layers = [(3, width)] * 2 if config.block == "basic" else [(1, width), (3, width), (1, 4 * width)]
+            for i in range(n):
+                blocks.append(Block(config, channels, layers, stride=2 if stage and i == 0 else 1))
+                channels = layers[-1][1]
+        self.blocks = nn.Sequential(*blocks)
+        self.last_norm = nn.BatchNorm2d(channels) if preact else nn.Identity()
+        self.fc = nn.Linear(channels, num_classes)
+        self.preact = preact
+        self._initialise(config.zero_init_last_gamma)
+
+    def _initialise(self, zero_last_gamma: bool) -> None:
+        """He et al. 2015, "Delving Deep into Rectifiers", equation 14 (fan-out form)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.fc.bias)
+        if zero_last_gamma:
+            for block in self.blocks:
+                closes_branch = block.order in ("paper", "no_final_relu") and isinstance(block.norms[-1], nn.BatchNorm2d)
+                nn.init.zeros_(block.norms[-1].weight if closes_branch else block.convs[-1].weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (N, 3, H, W) -> logits (N, num_classes)."""
+        x = self.conv(x) if self.preact else F.relu(self.norm(self.conv(x)))
+        x = self.blocks(x)
+        if self.preact:
+            x = F.relu(self.last_norm(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def build(config: Model, num_classes: int = 10) -> ResNet:
+    return ResNet(config, num_classes)
+
+
+def _paper(name: str, num_classes: int = 10) -> ResNet:
+    """The paper's network: basic blocks, option A, BN before the addition."""
+    return build(Model(name=name), num_classes)
+
+
+resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202 = (
+    partial(_paper, f"resnet{depth}") for depth in (20, 32, 44, 56, 110, 1202))

@@ -1,0 +1,167 @@
+"""The algorithm: fit, train_epoch, train_step, evaluate."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_resnet import stream
+from dist_resnet.config import Config
+from dist_resnet.data.streaming import Batch, StreamingLoader
+from dist_resnet.distributed import World
+from dist_resnet.metrics import Means, Sums
+from dist_resnet.progress import Progress
+from dist_resnet.schedule import Plan
+from dist_resnet.signals import PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.tracking import Tracker
+
+PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+DIVERGED = "the last good checkpoint is kept: lower --optim.lr, lengthen the warmup, or use --train.precision fp32"
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """uint8 images -> (x / 255 - mean) / std in the training dtype, on the device they are on."""
+
+    mean: torch.Tensor  # float32 (1, 3, 1, 1), in units of uint8
+    scale: torch.Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, mean: list[float], std: list[float], dtype: torch.dtype, device: torch.device) -> "Normalise":
+        mean_, std_ = (255 * torch.tensor(v, dtype=torch.float32, device=device).view(1, 3, 1, 1) for v in (mean, std))
+        return cls(mean_, 1 / std_, dtype)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images.float() - self.mean) * self.scale).to(self.dtype)
+
+
+@dataclass
+class Training:
+    """All that a training needs, built by worker.py."""
+
+    config: Config
+    plan: Plan
+    world: World
+    model: nn.Module  # wrapped by DDP
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    normalise: Normalise
+    train_data: StreamingLoader
+    eval_data: StreamingLoader
+    tracker: Tracker
+    progress: Progress
+    stop: StopSignal
+    save: Callable[[], None]  # writes a checkpoint of progress.step
+    sums: Sums = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = Sums(self.world.device)
+
+
+def fit(run: Training) -> str:
+    """Train from progress.step to the plan's last step. Returns 'completed', 'preempted' or 'terminated'."""
+    run.progress.clock.start("training")
+    while run.progress.step < run.plan.last_step:
+        for step in train_epoch(run):
+            if run.plan.logs_at(step):
+                requested = log(run, step)
+                if run.plan.evaluates_at(step):
+                    evaluate_and_log(run, step)
+                if requested or run.plan.saves_at(step):
+                    require_finite_weights(run, step)
+                    run.save()
+                if requested and step < run.plan.last_step:
+                    return requested
+            if step == run.plan.last_step:
+                break
+    return "completed"
+
+
+def train_epoch(run: Training) -> Iterator[int]:
+    """Train on what is left of the current epoch; yields the number of steps done after each."""
+    plan, progress = run.plan, run.progress
+    epoch, start = divmod(progress.step, plan.steps_per_epoch)
+    order = stream.epoch_order(run.config.train.seed, epoch, plan.train_samples)
+    ids = stream.shard(order, plan.global_batch, run.world.rank, plan.world_size, start)
+    batches = run.train_data.batches(ids, epoch)
+    try:
+        run.model.train()
+        for batch in progress.clock.waiting(batches):
+            train_step(run, batch, plan.lr_at(progress.step))
+            progress.step += 1
+            yield progress.step
+    finally:
+        batches.close()
+
+
+def train_step(run: Training, batch: Batch, lr: float) -> None:
+    """One update; nothing here waits for the device."""
+    images, labels = batch
+    with torch.autocast(run.world.device.type, run.normalise.dtype, enabled=run.config.train.precision != "fp32"):
+        logits = run.model(run.normalise(images))
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=run.config.train.label_smoothing)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.sums.add(logits.detach(), labels, loss.detach())
+
+
+def log(run: Training, step: int) -> str | None:
+    """Reduce the sums of the steps since the last time, and with them the ranks' requests to stop, if any."""
+    requested = run.stop.requested
+    means = run.sums.reduce(run.world, (requested == PREEMPTED, requested == TERMINATED))
+    seconds, waited = run.progress.clock.lap()
+    lr = run.plan.lr_at(step - 1)
+    if means.bad_steps:
+        first = step - math.ceil(means.bad_steps) + 1
+        raise ValueError(f"the loss is not finite since step {first} (learning rate {run.plan.lr_at(first - 1):g}); {DIVERGED}")
+    run.tracker.log(step, {"train/loss": means.loss, "train/top1": means.top1, "train/top5": means.top5, "lr": lr,
+                           "epoch": step / run.plan.steps_per_epoch, "images_per_second": means.samples / seconds,
+                           "data_wait": waited / seconds, "samples": step * run.plan.global_batch,
+                           "hours": run.progress.clock.total() / 3600})
+    preempted, terminated = means.flags
+    return TERMINATED if terminated else PREEMPTED if preempted else None
+
+
+def require_finite_weights(run: Training, step: int) -> None:
+    """The loss of a step speaks of the weights before its update; a checkpoint holds those after it."""
+    if not torch.stack([p.detach().isfinite().all() for p in run.model.parameters()]).all():
+        raise ValueError(f"weights are not finite after step {step} (learning rate {run.plan.lr_at(step - 1):g}); {DIVERGED}")
+
+
+def evaluate_and_log(run: Training, step: int) -> None:
+    run.progress.clock.start("evaluation")
+    means = evaluate(run.model.module, run.eval_data, run.normalise, run.world)
+    seconds, _ = run.progress.clock.lap()
+    run.progress.note_evaluation(step, means)
+    run.tracker.log(step, {"test/loss": means.loss, "test/top1": means.top1, "test/top5": means.top5,
+                           "test/images_per_second": means.samples / seconds})
+    run.progress.clock.start("training")
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: StreamingLoader, normalise: Normalise, world: World) -> Means:
+    """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
+
+    All ranks answer with rank 0's running BN statistics. The ranks may have different numbers of batches: the one
+    collective comes after the last."""
+    world.broadcast([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+    model.eval()
+    sums = Sums(world.device)
+    for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
+        with torch.autocast(world.device.type, normalise.dtype, enabled=normalise.dtype != torch.float32):
+            logits = model(normalise(images)).float()
+        sums.add(logits, labels, F.cross_entropy(logits, labels))
+    means = sums.reduce(world)
+    model.train()
+    return means

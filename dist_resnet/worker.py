@@ -1,0 +1,227 @@
+"""The composition root: one worker process of a training, from RUN_DIR and the six environment variables on.
+
+Started by launch/, by `srun`, or by hand: `torchrun --nproc-per-node 2 -m dist_resnet.worker RUN_DIR`. The same call on
+the same RUN_DIR resumes.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_resnet import checkpoint, config_file, distributed, models, optim, report, schedule, train
+from dist_resnet.config import Config
+from dist_resnet.data import manifest
+from dist_resnet.data.augment import CropFlip
+from dist_resnet.data.manifest import Manifest
+from dist_resnet.data.streaming import StreamingLoader
+from dist_resnet.distributed import World
+from dist_resnet.metrics import Means
+from dist_resnet.progress import THRESHOLDS, Progress
+from dist_resnet.signals import StopSignal
+from dist_resnet.tracking import Tracker
+from dist_resnet.train import Normalise, Training
+
+
+def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
+    """Train the run of RUN_DIR/config.yaml to its end, or until a signal asks to stop.
+
+    Returns 'completed', 'preempted' (start it again) or 'terminated'. On every rank alike."""
+    run_dir, stop, progress = Path(run_dir), stop or StopSignal(), Progress()
+    config = config_file.load(run_dir / "config.yaml")
+    with distributed.connect(config.train.device, config.train.timeout_s) as world, locked(run_dir, world):
+        run = build(config, run_dir, world, stop, progress)
+        resume(run, run_dir)
+        try:
+            outcome = train.fit(run)
+            if outcome == "completed":
+                finish(run, run_dir)
+            else:
+                run.tracker.say(f"{outcome}: saved at step {progress.step}; the same command goes on from there")
+        finally:
+            run.tracker.finish()
+        world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
+    return outcome
+
+
+def build(config: Config, run_dir: Path, world: World, stop: StopSignal, progress: Progress) -> Training:
+    data_dir = Path(config.data.dir)
+    betons = manifest.load(data_dir, config.data.dataset)
+    plan = schedule.plan(config, world.size, betons.splits["train"].samples)
+    tracker = Tracker(run_dir, plan.last_step, writes=world.rank == 0)
+    torch.manual_seed(config.train.seed)
+    model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
+    model = data_parallel(model, world)
+    run = Training(
+        config=config, plan=plan, world=world, model=model, optimizer=optim.build(config.optim, model),
+        scaler=optim.scaler(config.train.precision, world.device),
+        normalise=Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device),
+        train_data=loader(config, betons, "train", plan.local_batch, world),
+        eval_data=loader(config, betons, config.data.evaluate_on, config.train.eval_batch, world),
+        tracker=tracker, progress=progress, stop=stop, save=lambda: save(run, run_dir, betons))
+    announce(run, betons)
+    return run
+
+
+def data_parallel(model: nn.Module, world: World) -> DistributedDataParallel:
+    """DDP, with its gradient buckets settled.
+
+    After its first backward pass DDP sorts them anew, which changes the order in which three or more ranks' gradients are
+    added. One pass before the first step, in eval mode, so that it leaves no trace, makes every step of a fresh and of a
+    resumed training add in the same order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers; 2.11 has only this name
+        parallel = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None,
+                                           broadcast_buffers=False, gradient_as_bucket_view=True)
+    parallel.eval()
+    parallel(torch.zeros(1, 3, 32, 32, device=world.device)).sum().backward()
+    parallel.zero_grad(set_to_none=True)
+    return parallel
+
+
+def loader(config: Config, betons: Manifest, split: str, batch_size: int, world: World) -> StreamingLoader:
+    """A verified beton's loader; that of `train` crops and flips."""
+    path = manifest.verify(Path(config.data.dir), betons, split)
+    if betons.shape is None:
+        raise ValueError(f"data.dir = {config.data.dir!r} holds images of different sizes, which cannot be batched: "
+                         "prepare images of one size")
+    crop_flip = None
+    if split == "train" and (config.data.pad or config.data.flip != "none"):
+        fill = np.round(255 * np.array(betons.mean))
+        crop_flip = CropFlip(config.train.seed, config.data.pad, config.data.flip, fill)
+    return StreamingLoader(path, batch_size, world.device, augment=crop_flip, threads=config.data.loader_threads,
+                           batches_ahead=config.data.batches_ahead, timeout_s=config.data.timeout_s)
+
+
+def announce(run: Training, betons: Manifest) -> None:
+    """Print what will be done: the Plan, and what might surprise."""
+    say, parameters = run.tracker.say, sum(p.numel() for p in run.model.parameters())
+    say(f"{run.config.model.name} ({parameters:,} parameters) on {betons.dataset}, {run.world.size} x {run.world.device.type}, "
+        f"{run.config.train.precision}")
+    for name, value in run.plan.rows():
+        say(f"  {name:<14} {value}")
+    if "val" in betons.splits and run.config.data.evaluate_on != "val":
+        say(f"  note: {betons.splits['val'].samples:,} training images are held out and not used; to train on them too, "
+            f"prepare with --val 0")
+
+
+def save(run: Training, run_dir: Path, betons: Manifest) -> None:
+    state = {
+        "model": run.model.module.state_dict(), "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "progress": run.progress.state(), "config": run.config.to_dict(), "wandb_id": run.tracker.wandb_id,
+        "data": betons.digest(), "world_size": run.world.size,
+    }
+    best = run.progress.best_step == run.progress.step
+    checkpoint.save(run_dir / "checkpoints", state, run.progress.step, best, run.world)
+
+
+def resume(run: Training, run_dir: Path) -> None:
+    """Take up the latest whole checkpoint, if there is one, and open the tracker there."""
+    state = checkpoint.load_latest(run_dir / "checkpoints", run.world)
+    if state is not None:
+        expected = manifest.load(Path(run.config.data.dir)).digest()
+        if state["data"] != expected:
+            raise ValueError(f"RUN_DIR {run_dir} was trained on other betons (digest {state['data']}) than data.dir = "
+                             f"{run.config.data.dir!r} holds ({expected}): restore them, or give another --run-dir")
+        run.model.module.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.scaler.load_state_dict(state["scaler"])
+        run.progress.restore(state["progress"])
+        run.tracker.say(f"resuming at step {run.progress.step}"
+                        + (f" (world size {state['world_size']} before)" if state["world_size"] != run.world.size else ""))
+    run.tracker.start(run.config.tracking, run.config.to_dict(), run.progress.step, state["wandb_id"] if state else "")
+
+
+def finish(run: Training, run_dir: Path) -> None:
+    """summary.json, curves.png, and the last words to W&B; on rank 0."""
+    if run.world.rank != 0:
+        return
+    result = summary(run)
+    picture = report.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
+    run.tracker.finish(result, picture)
+    aside = run_dir / "summary.json.partial"
+    aside.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(aside, run_dir / "summary.json")
+
+
+def summary(run: Training) -> dict[str, Any]:
+    progress, seconds = run.progress, run.progress.clock.booked()
+    samples = progress.step * run.plan.global_batch
+    return {
+        "config_digest": run.config.digest(), "dataset": manifest.load(Path(run.config.data.dir)).dataset,
+        "model": run.config.model.name, "world_size": run.world.size, "device": run.world.device.type,
+        "parameters": sum(p.numel() for p in run.model.parameters()), "steps": progress.step, "samples": samples,
+        "test_loss": progress.test["loss"], "test_top1": progress.test["top1"], "test_top5": progress.test["top5"],
+        "best_test_top1": progress.best_top1, "best_step": progress.best_step,
+        "images_per_second": samples / seconds["training"], "seconds": seconds,
+        "seconds_to_top1": {str(p): progress.seconds_to_top1.get(str(p)) for p in THRESHOLDS},
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("dist-resnet", "torch", "ffcv", "numpy", "wandb")}},
+        "git_commit": git_commit(),
+    }
+
+
+def evaluate(run_dir: Path | str, which: str) -> Means:
+    """Evaluate a run's LATEST or BEST checkpoint over its evaluation split."""
+    run_dir = Path(run_dir)
+    config = config_file.load(run_dir / "config.yaml")
+    state = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
+    with distributed.connect(config.train.device, config.train.timeout_s) as world:
+        betons = manifest.load(Path(config.data.dir), config.data.dataset)
+        model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
+        model.load_state_dict(state["model"])
+        normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
+        return train.evaluate(model, loader(config, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world)
+
+
+@contextmanager
+def locked(run_dir: Path, world: World, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold RUN_DIR/lock on rank 0, so that two trainings never write one RUN_DIR. Freed by the end of the process."""
+    with open(run_dir / "lock", "a") as file:
+        if not world.from_rank0(_acquire(file, patience_s) if world.rank == 0 else None):
+            raise ValueError(f"RUN_DIR {run_dir} is in use by another training: wait for its end, stop it, or give another --run-dir")
+        yield
+
+
+def _acquire(file: Any, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        except OSError:
+            return True  # a file system without locks
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with '+' where files differ from it; None outside one."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: torchrun --nproc-per-node N -m dist_resnet.worker RUN_DIR")
+    sys.exit(0 if main(sys.argv[1]) == "completed" else 75)  # EX_TEMPFAIL: the same call goes on

@@ -1,0 +1,210 @@
+"""Runs a training's workers on this machine, under the eyes of the launcher, and reports how they end."""
+
+import contextlib
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+from submitit import LocalExecutor
+from submitit.core.utils import JobPaths
+from submitit.local.local import LocalJob
+
+from dist_resnet.tracking import progress_bar
+from launch.task import WorkerTask
+
+GRACE_SECONDS = 15  # for the others, once one worker has ended
+MINUTES = 60 * 24 * 365
+
+
+def visible_gpus() -> list[int]:
+    """Numbers of the GPUs that workers may use, by nvidia-smi and CUDA_VISIBLE_DEVICES; without torch."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    gpus = list(range(len(re.findall(r"^GPU \d+", listed, re.MULTILINE))))
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return gpus
+    return [int(word) for word in allowed.split(",") if word.strip().isdigit() and int(word) in gpus]
+
+
+def default_workers(device: str) -> int:
+    """One worker per GPU; on the CPU two, where there are two CPUs."""
+    gpus = [] if device == "cpu" else visible_gpus()
+    return len(gpus) or min(2, len(os.sched_getaffinity(0)))
+
+
+def check(workers: int, device: str) -> None:
+    """Raises ValueError for more workers than GPUs, where GPUs are there or asked for."""
+    gpus = [] if device == "cpu" else visible_gpus()
+    if (device == "cuda" or gpus) and workers > len(gpus):
+        raise ValueError(f"--workers-per-node {workers}: this machine has {len(gpus)} usable GPUs; use at most one worker "
+                         "per GPU, or --train.device cpu")
+
+
+def train(run_dir: Path, workers: int, device: str) -> str:
+    """Train with so many workers here. Returns 'completed' or 'terminated'.
+
+    Ctrl-C or SIGTERM asks the workers to save and leave, a second one ends them. Raises ValueError or RuntimeError
+    with the first failed worker's message, rank and log."""
+    gpus = [] if device == "cpu" else visible_gpus()
+    folder = run_dir / "logs" / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    executor = LocalExecutor(folder)
+    executor.update_parameters(timeout_min=MINUTES, tasks_per_node=workers, stderr_to_stdout=True,
+                               gpus_per_node=workers if gpus else 0, visible_gpus=gpus[:workers])
+    with _signals_kept_from_children():
+        job = executor.submit(WorkerTask(str(run_dir), launcher=os.getpid()))
+    return _Watch(job, folder, workers).until_the_end()
+
+
+class _Watch:
+    """Shows rank 0's output live, passes on interrupts, and does not wait for the companions of a lost worker."""
+
+    def __init__(self, job: LocalJob, folder: Path, workers: int) -> None:
+        self.job, self.folder, self.workers = job, folder, workers
+        self.controller = psutil.Process(job._process.pid)
+        self.ranks: dict[int, int] = {}  # process id -> rank
+        self.shown, self.interrupts, self.short_since, self.in_traceback = 0, 0, None, False
+        self.bar = None
+
+    def until_the_end(self) -> str:
+        handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            while not self.job.done():
+                self._show()
+                if self._lost_worker():
+                    self._kill()
+                time.sleep(0.1)
+            self._show()
+        finally:
+            self._kill()
+            if self.bar:
+                self.bar.stop()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return self._verdict()
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.interrupts += 1
+        if self.interrupts == 1:
+            print("\nstopping: the workers save and leave (again to end them at once)", file=sys.stderr, flush=True)
+            self.job._process.send_signal(signal.SIGTERM)  # the controller hands it on
+        else:
+            self._kill()
+
+    def _tasks(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            return [p for p in self.controller.children() if p.status() != psutil.STATUS_ZOMBIE]
+        return []
+
+    def _lost_worker(self) -> bool:
+        """Whether some workers have gone, or reported an error, long enough ago that the rest must be ended."""
+        tasks = self._tasks()
+        for task in tasks:
+            if task.pid not in self.ranks:
+                with contextlib.suppress(psutil.Error, KeyError):
+                    self.ranks[task.pid] = int(task.environ()["SUBMITIT_LOCAL_GLOBALID"])
+        short = len(self.ranks) > 0 and 0 < len(tasks) < self.workers
+        if not short:
+            self.short_since = None
+        elif self.short_since is None:
+            self.short_since = time.monotonic()
+        return short and time.monotonic() - self.short_since > GRACE_SECONDS
+
+    def _kill(self) -> None:
+        for process in (*self._tasks(), self.controller):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def _paths(self, rank: int) -> JobPaths:
+        return JobPaths(self.folder, self.job.job_id, rank)
+
+    def _show(self) -> None:
+        """Print what rank 0 has written since the last time, in whole lines."""
+        path = self._paths(0).stdout
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(self.shown)
+            text = file.read()
+        text = text[: text.rfind(b"\n") + 1]
+        self.shown += len(text)
+        for line in text.decode(errors="replace").splitlines():
+            if not line.startswith("submitit ") and not self._of_traceback(line):
+                self._print(line)
+
+    def _of_traceback(self, line: str) -> bool:
+        """Tracebacks stay in the log: what ended the run is told once, at the end."""
+        line = re.sub(r"^\[rank\d+\]: ", "", line)
+        if line.startswith(("Traceback (most recent", "Exception ignored in")):
+            self.in_traceback = True
+        elif self.in_traceback and not line.startswith(" "):
+            self.in_traceback = False  # the exception itself: the last line
+            return True
+        return self.in_traceback
+
+    def _print(self, line: str) -> None:
+        step = re.match(r"step +(\d+)/(\d+) ", line)
+        if step and sys.stdout.isatty():
+            if not self.bar:
+                self.bar = progress_bar(int(step[2]))
+                self.bar.start()
+            self.bar.update(self.bar.task_ids[0], completed=int(step[1]))
+        if self.bar:
+            self.bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def _verdict(self) -> str:
+        results = {rank: _result(self._paths(rank).result_pickle) for rank in range(self.workers)}
+        failed = [(when, rank, text) for rank, (when, kind, text) in results.items() if kind == "error"]
+        silent = [rank for rank, (_, kind, _) in results.items() if kind is None]
+        if failed:
+            _, rank, text = min(failed)
+            if silent and "ValueError" not in text:  # its companions fail because it is gone
+                rank, text = silent[0], _killed(silent)
+            log = self._paths(rank).stdout
+            reason = re.search(r"^(?:ValueError|IndexError): (.*)\Z", text.strip(), re.MULTILINE | re.DOTALL)
+            if reason:
+                raise ValueError(f"{reason[1]} (worker of rank {rank}; its log: {log})")
+            raise RuntimeError(f"the worker of rank {rank} failed:\n{text.rstrip()}\nits log: {log}")
+        if self.interrupts:
+            return "terminated"
+        if silent:
+            raise RuntimeError(f"{_killed(silent)}\nits log: {self._paths(silent[0]).stdout}")
+        return results[0][2]
+
+
+def _killed(ranks: list[int]) -> str:
+    return (f"the worker of rank {', '.join(map(str, ranks))} ended without a word: killed by a signal, or out of memory? "
+            "The same command goes on from the last checkpoint")
+
+
+def _result(path: Path) -> tuple[float, str | None, str]:
+    """(when, 'success' or 'error' or None, outcome or traceback) of a worker."""
+    try:
+        return path.stat().st_mtime, *pickle.loads(path.read_bytes())
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return 0.0, None, ""
+
+
+@contextlib.contextmanager
+def _signals_kept_from_children() -> Iterator[None]:
+    """What children started here inherit. They ignore Ctrl-C, which a terminal sends to the whole group: the launcher
+    tells them instead. They block SIGUSR2, which would end a Python that is still starting: WorkerTask takes it then."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)

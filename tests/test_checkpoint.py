@@ -1,0 +1,91 @@
+"""Checkpoints survive damage and crashes."""
+
+import warnings
+
+import pytest
+import torch
+
+from dist_resnet import checkpoint
+from dist_resnet.distributed import World
+
+
+class Alone(World):
+    """A world of one, without a process group: the one call that checkpoints make of it."""
+
+    def from_rank0(self, value):
+        return value
+
+
+ALONE = Alone(0, 0, 1, 1, torch.device("cpu"))
+
+
+def save(directory, step, best=False):
+    checkpoint.save(directory, {"step": step, "weights": torch.full((1000,), float(step))}, step, best, ALONE)
+
+
+def names(directory):
+    return sorted(p.name for p in directory.iterdir())
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path):
+    assert checkpoint.load_latest(tmp_path, ALONE) is None
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step, best=step == 20)
+    kept = [f"step_000000{s}.pt" for s in (20, 30, 40)]
+    assert names(tmp_path) == sorted(["BEST", "LATEST", *kept, *(f"{k}.sha256" for k in kept)])
+    assert checkpoint.load_latest(tmp_path, ALONE)["step"] == 40
+    assert checkpoint.load(checkpoint.named(tmp_path, "BEST"))["weights"][0] == 20
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-10], lambda b: b[:500] + bytes([b[500] ^ 1]) + b[501:], lambda b: b""])
+def test_a_damaged_latest_falls_back_with_a_warning(tmp_path, damage):
+    for step in (10, 20):
+        save(tmp_path, step)
+    path = tmp_path / checkpoint.name_of(20)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="step_00000020.pt is damaged"):
+        assert checkpoint.load_latest(tmp_path, ALONE)["step"] == 10
+    with pytest.raises(ValueError, match="step_00000020.pt is damaged or missing"):
+        checkpoint.named(tmp_path, "LATEST")
+
+
+def test_when_all_are_damaged_nothing_starts_over_silently(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / checkpoint.name_of(10)).write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="delete that directory to start over"):
+            checkpoint.load_latest(tmp_path, ALONE)
+
+
+def test_a_crash_at_any_write_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Every fsync and every rename in turn is the last thing that happens."""
+    save(tmp_path, 10)
+
+    class Crash(BaseException):
+        pass
+
+    survived = []
+    for moment in range(20):
+        calls = iter(range(100))
+
+        def dying(call):
+            def wrapped(*arguments):
+                if next(calls) == moment:
+                    raise Crash
+                return call(*arguments)
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, "replace", dying(checkpoint.os.replace))
+            patch.setattr(checkpoint.os, "fsync", dying(checkpoint.os.fsync))
+            try:
+                save(tmp_path, 20 + moment)
+                crashed = False
+            except Crash:
+                crashed = True
+        survived.append(checkpoint.load_latest(tmp_path, ALONE)["step"])
+        if not crashed:
+            break
+    assert not crashed and len(survived) > 5
+    assert survived == sorted(survived) and survived[-1] == 20 + moment

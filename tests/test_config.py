@@ -1,0 +1,104 @@
+"""Bad input is refused in one line that names the key, the value and the remedy."""
+
+import pytest
+
+from dist_resnet import config_file
+from dist_resnet.config import Config, knobs
+from launch import cluster, run_dir
+
+
+@pytest.fixture
+def path(tmp_path):
+    Config().save(tmp_path / "c.yaml")
+    return tmp_path / "c.yaml"
+
+
+def test_a_saved_configuration_loads_as_it_was(path):
+    assert config_file.load(path) == Config()
+    assert config_file.load(path).digest() == Config().digest()
+
+
+def test_overrides_are_typed(path):
+    config = config_file.load(path, ["--optim.lr", "5e-5", "--schedule.milestones=[100, 200]", "--optim.nesterov", "true",
+                                     "--batch.global", "256", "--batch.per_worker", "null", "--tracking.tags", '["a", "b"]'])
+    assert config.optim.lr == 5e-5 and config.optim.nesterov is True
+    assert config.schedule.milestones == (100, 200) and config.tracking.tags == ("a", "b")
+    assert config.batch.global_ == 256 and config.to_dict()["batch"]["global"] == 256
+    assert config.digest() != Config().digest()
+
+
+@pytest.mark.parametrize("overrides, parts", [
+    (["--optim.lrr", "0.1"], ["optim.lrr", "optim.lr"]),
+    (["--optimizer.lr", "0.1"], ["optimizer.lr", "--help"]),
+    (["--optim.lr", "fast"], ["optim.lr", "fast", "float"]),
+    (["--optim.lr", "-0.1"], ["optim.lr", "-0.1", "positive"]),
+    (["--optim.lr", "nan"], ["optim.lr", "nan"]),
+    (["--model.shortcut", "C"], ["model.shortcut", "C", "'A', 'B'"]),
+    (["--model.name", "resnet21"], ["resnet21", "6n+2"]),
+    (["--model.family", "imagenet", "--model.name", "resnet20"], ["resnet20", "resnet152"]),
+    (["--model.family", "imagenet", "--model.name", "resnet50", "--model.width", "2"], ["model.width", "cifar"]),
+    (["--model.bn", "first", "--model.block_order", "preact"], ["model.bn", "preact"]),
+    (["--schedule.milestones", "[32000, 70000]"], ["70000", "64000", "schedule.steps"]),
+    (["--schedule.milestones", "[3, 2]"], ["[3, 2]", "rise"]),
+    (["--schedule.decay", "cosine"], ["schedule.milestones", "[]"]),
+    (["--batch.global", "256"], ["batch.per_worker = 128", "batch.global = 256", "null"]),
+    (["--batch.per_worker", "null"], ["batch.per_worker", "128"]),
+    (["--train.log_every", "often"], ["train.log_every", "often", "400 steps"]),
+    (["--train.log_every", "1.5 steps"], ["whole"]),
+    (["--optim.lr"], ["--optim.lr", "no value"]),
+    (["0.1"], ["0.1", "--section.key"]),
+])
+def test_bad_overrides(path, overrides, parts):
+    with pytest.raises(ValueError) as error:
+        config_file.load(path, overrides)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("text, part", [
+    ("optim: {lrr: 1}", "optim.lr"), ("optimizer: {lr: 1}", "optim"), ("optim: 3", "section"), ("- 1", "sections"),
+    ("optim: {lr: [1", "YAML"), ("optim: {lr: '0.1 or so'}", "optim.lr"),
+])
+def test_bad_files(tmp_path, text, part):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=part) as error:
+        config_file.load(tmp_path / "bad.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        config_file.load(tmp_path / "none.yaml")
+
+
+def test_help_lists_every_key_with_a_comment():
+    text = config_file.describe()
+    for section, field in knobs():
+        assert f"--{section}.{field.name.rstrip('_')} " in text and field.metadata["comment"] in text
+
+
+def test_every_configuration_that_comes_along_loads():
+    from conftest import ROOT
+
+    names = sorted(p.name for p in (ROOT / "configs").glob("*.yaml"))
+    assert {"quickstart.yaml", "resnet20.yaml", "resnet110.yaml", "resnet1202.yaml"} <= set(names)
+    for name in names:
+        config_file.load(ROOT / "configs" / name)
+    assert cluster.load(ROOT / "configs/cluster/example.yaml").gpus_per_node == 4
+
+
+def test_cluster_files_are_strict(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text, part in (("partion: gpu", "partition"), ("gpus_per_node: many", "gpus_per_node"), ("time: 0", "time"),
+                       ("{time: 1, signal_delay_s: 90}", "signal_delay_s")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=part):
+            cluster.load(path)
+
+
+def test_run_dir_refuses_another_configuration(tmp_path, path):
+    run_dir.create(tmp_path / "run", config_file.load(path))
+    run_dir.create(tmp_path / "run", config_file.load(path))
+    with pytest.raises(ValueError, match=r"optim.lr 0.1 there, 0.2 here.*--run-dir"):
+        run_dir.create(tmp_path / "run", config_file.load(path, ["--optim.lr", "0.2"]))

@@ -1,0 +1,116 @@
+"""The sample stream is a pure function of (seed, epoch, sample id)."""
+
+import numpy as np
+import pytest
+import torch
+
+from dist_resnet import stream
+from dist_resnet.data.augment import CropFlip
+from dist_resnet.data.streaming import StreamingLoader
+
+CPU = torch.device("cpu")
+
+
+def test_known_hashes():
+    """splitmix64 seeded with 0 gives these first outputs (the generator's published test vector)."""
+    gamma = 0x9E3779B97F4A7C15
+    states = np.array([(gamma * i) % 2**64 for i in (1, 2, 3)], np.uint64)
+    assert [hex(v) for v in stream.mix(states)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+
+
+def test_torch_and_numpy_hash_alike():
+    values = np.random.default_rng(0).integers(0, 2**63, 1000, dtype=np.int64)
+    assert np.array_equal(stream.mix_torch(torch.from_numpy(values)).numpy().view(np.uint64), stream.mix(values.view(np.uint64)))
+
+
+def test_epoch_order_is_a_permutation_of_its_own_for_every_seed_and_epoch():
+    orders = [stream.epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(1000))
+    matches = [(a == b).sum() for i, a in enumerate(orders) for b in orders[:i]]
+    assert max(matches) < 10  # FFCV's and torch's samplers give seed 0, epoch 1 == seed 1, epoch 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_global_batches_hold_the_same_samples_for_every_world_size(world_size):
+    order = stream.epoch_order(7, 3, 1000)
+    shards = [stream.shard(order, 64, rank, world_size) for rank in range(world_size)]
+    local = 64 // world_size
+    assert {len(s) for s in shards} == {15 * local}
+    for k in range(15):
+        batch = np.concatenate([s[k * local : (k + 1) * local] for s in shards])
+        assert np.array_equal(np.sort(batch), np.sort(order[64 * k : 64 * (k + 1)]))
+    resumed = stream.shard(order, 64, world_size - 1, world_size, start_batch=6)
+    assert np.array_equal(resumed, shards[-1][6 * local :])
+
+
+def draws(seed, epoch, n=20_000, pad=4, flip="random"):
+    """dy, dx and flip of n samples, read off images whose pixels are their own coordinates."""
+    grid = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"), -1)
+    image = torch.cat([grid + 1, torch.zeros(32, 32, 1, dtype=torch.long)], -1).to(torch.uint8)
+    out = stream.augment(image.expand(n, 32, 32, 3), torch.arange(n), (seed, epoch), pad=pad, flip=flip, fill=torch.zeros(3, dtype=torch.uint8))
+    flipped = out[:, 16, 16, 1] < out[:, 16, 15, 1]
+    dy = out[:, 16, 16, 0].long() - 17
+    dx = torch.where(flipped, out[:, 16, 15, 1].long() - 17, out[:, 16, 16, 1].long() - 17)
+    return dy, dx, flipped
+
+
+def test_crops_and_flips_are_uniform_and_independent():
+    dy, dx, flipped = draws(0, 0)
+    counts = torch.bincount((dy + 4) * 18 + (dx + 4) * 2 + flipped, minlength=162).double()
+    chi2 = ((counts - 20_000 / 162) ** 2 / (20_000 / 162)).sum().item()
+    assert len(counts) == 162 and 110 < chi2 < 222  # 161 degrees of freedom: 99.9 % are below 222
+
+
+def test_epochs_and_seeds_draw_anew():
+    a, b, c = draws(0, 0), draws(0, 1), draws(1, 0)
+    for other in (b, c):
+        assert 0.08 < (a[0] == other[0]).double().mean() < 0.14 and 0.47 < (a[2] == other[2]).double().mean() < 0.53
+
+
+def test_alternating_flip_turns_round_every_epoch():
+    flips = [draws(5, epoch, n=500, flip="alternating")[2] for epoch in range(4)]
+    assert torch.equal(flips[0], flips[2]) and torch.equal(flips[1], flips[3]) and torch.equal(flips[0], ~flips[1])
+    assert 0.4 < flips[0].double().mean() < 0.6
+    assert not draws(5, 0, n=500, flip="none")[2].any()
+
+
+@pytest.fixture(scope="module")
+def loaders(shapes_dir):
+    """path -> (raw loader, then augmenting ones with 1 and 2 threads)."""
+    path = shapes_dir / "train.beton"
+    fill = np.array([10, 20, 30])
+    return (StreamingLoader(path, 64, CPU, threads=1),
+            *(StreamingLoader(path, 64, CPU, augment=CropFlip(3, 4, "random", fill), threads=n) for n in (1, 2)))
+
+
+def collect(loader, ids, epoch=0):
+    images, labels = zip(*((i.clone(), l.clone()) for i, l in loader.batches(ids, epoch)))
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_compiled_and_torch_arithmetic_give_the_same_pixels(loaders):
+    raw, one, two = loaders
+    for epoch in (0, 5):
+        ids = stream.epoch_order(3, epoch, raw.num_samples)
+        images, labels = collect(one, ids, epoch)
+        threaded, _ = collect(two, ids, epoch)
+        plain, plain_labels = collect(raw, ids)
+        expected = stream.augment(plain.permute(0, 2, 3, 1), torch.from_numpy(ids), (3, epoch), pad=4, flip="random",
+                                  fill=torch.tensor([10, 20, 30], dtype=torch.uint8))
+        assert torch.equal(images, expected.permute(0, 3, 1, 2)) and torch.equal(images, threaded)
+        assert torch.equal(labels, plain_labels) and not torch.equal(images, plain)
+
+
+def test_pixels_do_not_depend_on_world_size_or_resume(loaders):
+    raw, one, _ = loaders
+    order = stream.epoch_order(3, 2, raw.num_samples)
+    whole, whole_labels = collect(one, stream.shard(order, 60, 0, 1), epoch=2)
+    for world_size in (2, 4):
+        images = torch.empty_like(whole)
+        labels = torch.empty_like(whole_labels)
+        for rank in range(world_size):
+            images[rank::world_size], labels[rank::world_size] = collect(one, stream.shard(order, 60, rank, world_size), epoch=2)
+        assert torch.equal(images, whole) and torch.equal(labels, whole_labels)
+    resumed, _ = collect(one, stream.shard(order, 60, 0, 1, start_batch=4), epoch=2)
+    assert torch.equal(resumed, whole[240:])
