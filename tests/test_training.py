@@ -80,7 +80,7 @@ def test_killed_by_sigkill_the_same_command_ends_bit_identical(straight, cli, co
     command = ("train", "tiny.yaml", "--workers-per-node", 2)  # its RUN_DIR follows from the configuration
     process = cli.start(*command)
     (run_dir,) = wait_for_run_dir(cli.directory)
-    wait_for_step(run_dir, 4 if victim == "launcher" else 14, process)
+    wait_for_step(run_dir, 6 if victim == "launcher" else 14, process)
     workers = sorted(workers_of(process), key=lambda p: int(p.environ()["SUBMITIT_LOCAL_GLOBALID"]))
     assert len(workers) == 2
     if victim == "launcher":
