@@ -1,11 +1,12 @@
 # make train [CIFAR10=PATH]   the main job: CIFAR-10 to betons, ResNet-20 trained, a table and curves
 # make test                   the tests
+# make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
 # make ffcv-wheel             FFCV as a wheel that needs no system packages, into wheels/
 # Each sets up what it needs first (launch/setup.sh), once.
 
 RUN := .venv/bin/dist-resnet
 
-.PHONY: train test setup ffcv-wheel
+.PHONY: train test setup ffcv-wheel cluster
 
 setup: .venv/.ready
 
@@ -31,3 +32,6 @@ ffcv-wheel: .venv/.ready
 	@.venv/bin/pip install --quiet -e '.[wheel]'
 	@rm -rf build/ffcv && .venv/bin/pip wheel --quiet --no-deps --no-binary ffcv --wheel-dir build/ffcv ffcv==1.0.2
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/auditwheel repair --wheel-dir wheels build/ffcv/ffcv-*.whl
+
+cluster: .venv/.ready
+	@.venv/bin/python slurm/local_cluster.py

@@ -3,9 +3,9 @@
 # Resources are asked for here or on sbatch's line (sbatch --nodes=8 slurm/resnet110.sh); the recipe is in configs/.
 #SBATCH --job-name=resnet110
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=4
-#SBATCH --gpus-per-node=4
-#SBATCH --cpus-per-task=8
+#SBATCH --ntasks-per-node=2
+#SBATCH --gpus-per-node=2
+#SBATCH --cpus-per-task=1
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR2@120
 #SBATCH --requeue
