@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import psutil
+
 from dist_resnet.metrics import Means
 
 THRESHOLDS = (50, 60, 70, 80, 90, 91, 92, 93, 94)  # per cent top-1
@@ -13,10 +15,11 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds per phase over all starts of a run, laps, and the part of a lap spent waiting for data."""
+    """Seconds per phase over all starts of a run, from the start of the process on; laps, and the part of a lap spent waiting for data."""
 
-    def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0) | (seconds or {})
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds["start_up"] = time.time() - psutil.Process().create_time()
         self.phase, self._since = "start_up", time.monotonic()
         self._lap_began, self._waited = time.monotonic(), 0.0
 

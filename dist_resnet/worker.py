@@ -63,6 +63,7 @@ def build(config: Config, run_dir: Path, world: World, stop: StopSignal, progres
     betons = manifest.load(data_dir, config.data.dataset)
     plan = schedule.plan(config, world.size, betons.splits["train"].samples)
     tracker = Tracker(run_dir, plan.last_step, writes=world.rank == 0)
+    torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape
     torch.manual_seed(config.train.seed)
     model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
     model = data_parallel(model, world)

@@ -30,10 +30,9 @@ class StreamingLoader:
     def __init__(self, path: Path, batch_size: int, device: torch.device, *, augment: CropFlip | None = None,
                  threads: int | None = None, batches_ahead: int = 3, timeout_s: float = 120.0) -> None:
         self.augment, self.timeout_s = augment, timeout_s
-        image = [SimpleRGBImageDecoder(), *([augment] if augment else []), ToTensor(), ToTorchImage(channels_last=True)]
-        label = [IntDecoder(), ToTensor(), Squeeze(1)]
-        if device.type != "cpu":
-            image, label = [*image, ToDevice(device, non_blocking=True)], [*label, ToDevice(device, non_blocking=True)]
+        to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
+        image = [SimpleRGBImageDecoder(), *([augment] if augment else []), ToTensor(), *to_device, ToTorchImage(channels_last=True)]
+        label = [IntDecoder(), ToTensor(), Squeeze(1), *to_device]
         self._loader = Loader(str(path), batch_size, threads or len(os.sched_getaffinity(0)), drop_last=False, seed=0,
                               batches_ahead=batches_ahead, pipelines={"image": image, "label": label})
         self.num_samples = int(self._loader.reader.num_samples)
