@@ -14,16 +14,19 @@ setup: .venv/.ready
 	@launch/setup.sh
 
 train: .venv/.ready
-	@if [ -n "$(CIFAR10)" ] && [ ! -e data/cifar10/manifest.json ]; then \
-	  $(RUN) prepare cifar10 --val 0 --source "$(CIFAR10)"; \
-	elif [ ! -e data/cifar10/manifest.json ] && ! $(RUN) prepare cifar10 --val 0; then \
-	  printf '\n%s\n%s\n%s\n\n' \
-	    '*** CIFAR-10 cannot be had: training on the generated data set `shapes` instead. ***' \
-	    '*** Its accuracy says nothing about CIFAR-10. For the real thing:               ***' \
-	    '***   make train CIFAR10=<cifar-10-python.tar.gz, or a folder of the images>    ***' >&2; \
-	  { [ -e data/shapes/manifest.json ] || $(RUN) prepare shapes; } && \
-	  exec $(RUN) train configs/quickstart.yaml --data.dir data/shapes --data.dataset shapes; \
-	fi && $(RUN) train configs/quickstart.yaml
+	@if [ ! -e data/cifar10/manifest.json ]; then \
+	  $(RUN) prepare cifar10 --val 0 $(if $(CIFAR10),--source "$(CIFAR10)"); code=$$?; \
+	  if [ $$code = 69 ]; then \
+	    printf '\n%s\n%s\n%s\n\n' \
+	      '*** CIFAR-10 cannot be had: training on the generated data set `shapes` instead. ***' \
+	      '*** Its accuracy says nothing about CIFAR-10. For the real thing:               ***' \
+	      '***   make train CIFAR10=<cifar-10-python.tar.gz, or a folder of the images>    ***' >&2; \
+	    [ -e data/shapes/manifest.json ] || $(RUN) prepare shapes || exit; \
+	    exec $(RUN) train configs/quickstart.yaml --data.dir data/shapes --data.dataset shapes; \
+	  fi; \
+	  [ $$code = 0 ] || exit $$code; \
+	fi; \
+	$(RUN) train configs/quickstart.yaml
 
 test: .venv/.ready
 	@.venv/bin/python -m pytest

@@ -40,7 +40,7 @@ def save(directory: Path, state: dict[str, Any], step: int, best: bool, world: W
     if best:
         _put(directory / "BEST", path.name + "\n")
     _sync(directory)
-    _prune(directory)
+    _prune(directory, path.name)
 
 
 def load_latest(directory: Path, world: World) -> dict[str, Any] | None:
@@ -85,13 +85,14 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _prune(directory: Path) -> None:
-    names = sorted(p.name for p in directory.glob("step_*.pt"))
+def _prune(directory: Path, newest: str) -> None:
+    """Later ones are damaged, or this one would not be: they go too."""
+    names = sorted(p.name for p in directory.glob("step_*.pt") if p.name <= newest)
     pointer = directory / "BEST"
     keep = {*names[-KEEP:], pointer.read_text().strip() if pointer.exists() else ""}
     for path in directory.iterdir():
-        match = re.match(r"step_\d+\.pt", path.name)
-        if match and match[0] not in keep:
+        match = re.match(r"(step_\d+)\.", path.name)
+        if match and (f"{match[1]}.pt" not in keep or path.suffix == ".partial"):
             path.unlink(missing_ok=True)
 
 

@@ -137,7 +137,7 @@ class Schedule:
     warmup: Literal["none", "constant", "linear"] = knob(
         "none", "constant: warmup_lr throughout (the paper's, for ResNet-110); linear: from warmup_lr up to lr")
     warmup_length: str = knob("400 steps", "of the recipe: '400 steps' or '5 epochs'")
-    warmup_lr: float = knob(0.01, "learning rate of the (first step of the) warmup, at the reference batch")
+    warmup_lr: float = knob(0.01, "learning rate of the warmup, or from which it rises, at the reference batch")
 
     def __post_init__(self) -> None:
         require(self.reference_batch >= 1, "schedule.reference_batch", self.reference_batch, "must be at least 1")

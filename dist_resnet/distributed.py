@@ -16,9 +16,7 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 @dataclass(frozen=True)
 class World:
     rank: int
-    local_rank: int
     size: int
-    local_size: int
     device: torch.device
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -56,7 +54,7 @@ def connect(device: str, timeout_s: float) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s),
                             device_id=chosen if chosen.type == "cuda" else None)
-    yield World(rank, local_rank, size, local_size, chosen)
+    yield World(rank, size, chosen)
     dist.destroy_process_group()
 
 

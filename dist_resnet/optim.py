@@ -10,7 +10,11 @@ def build(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
     """SGD as in He et al. 2015, or Adam with L2 regularisation. The learning rate is set at every step."""
     groups = parameter_groups(config, model)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+        if config.momentum:  # left to itself it keeps uninitialised memory where fp16's first step overflows and is skipped
+            for parameter in (p for group in groups for p in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.Adam(groups, lr=config.lr, betas=(config.momentum, config.adam_beta2), fused=True)
 
 

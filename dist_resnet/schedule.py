@@ -98,6 +98,9 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
     warmup, unit = parse_length("schedule.warmup_length", recipe.warmup_length)
     if unit == "epochs":
         warmup *= train_samples / recipe.reference_batch
+    if recipe.warmup != "none" and at_this_batch(warmup) >= schedule_steps:
+        raise ValueError(f"schedule.warmup_length = {recipe.warmup_length!r} is {at_this_batch(warmup)} of {schedule_steps} steps: "
+                         "shorten it, or raise schedule.steps")
     return Plan(
         world_size=world_size, local_batch=global_batch // world_size, global_batch=global_batch, k=k,
         train_samples=train_samples, steps_per_epoch=steps_per_epoch, schedule_steps=schedule_steps,

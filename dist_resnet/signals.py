@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-PREEMPTED, TERMINATED = "preempted", "terminated"
+COMPLETED, PREEMPTED, TERMINATED = "completed", "preempted", "terminated"  # how a start of a training ends
 MEANING = {signal.SIGUSR2: PREEMPTED, signal.SIGTERM: TERMINATED}
 
 

@@ -16,7 +16,7 @@ from dist_resnet.distributed import World
 from dist_resnet.metrics import Means, Sums
 from dist_resnet.progress import Progress
 from dist_resnet.schedule import Plan
-from dist_resnet.signals import PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking import Tracker
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -81,7 +81,7 @@ def fit(run: Training) -> str:
                     return requested
             if step == run.plan.last_step:
                 break
-    return "completed"
+    return COMPLETED
 
 
 def train_epoch(run: Training) -> Iterator[int]:

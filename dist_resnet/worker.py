@@ -32,7 +32,7 @@ from dist_resnet.data.streaming import StreamingLoader
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means
 from dist_resnet.progress import THRESHOLDS, Progress
-from dist_resnet.signals import StopSignal
+from dist_resnet.signals import COMPLETED, StopSignal
 from dist_resnet.tracking import Tracker
 from dist_resnet.train import Normalise, Training
 
@@ -48,7 +48,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
         resume(run, run_dir)
         try:
             outcome = train.fit(run)
-            if outcome == "completed":
+            if outcome == COMPLETED:
                 finish(run, run_dir)
             else:
                 run.tracker.say(f"{outcome}: saved at step {progress.step}; the same command goes on from there")
@@ -124,7 +124,7 @@ def save(run: Training, run_dir: Path, betons: Manifest) -> None:
     state = {
         "model": run.model.module.state_dict(), "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
         "progress": run.progress.state(), "config": run.config.to_dict(), "wandb_id": run.tracker.wandb_id,
-        "data": betons.digest(), "world_size": run.world.size,
+        "data": betons.digest(), "world_size": run.world.size, "global_batch": run.plan.global_batch,
     }
     best = run.progress.best_step == run.progress.step
     checkpoint.save(run_dir / "checkpoints", state, run.progress.step, best, run.world)
@@ -134,10 +134,11 @@ def resume(run: Training, run_dir: Path) -> None:
     """Take up the latest whole checkpoint, if there is one, and open the tracker there."""
     state = checkpoint.load_latest(run_dir / "checkpoints", run.world)
     if state is not None:
-        expected = manifest.load(Path(run.config.data.dir)).digest()
-        if state["data"] != expected:
-            raise ValueError(f"RUN_DIR {run_dir} was trained on other betons (digest {state['data']}) than data.dir = "
-                             f"{run.config.data.dir!r} holds ({expected}): restore them, or give another --run-dir")
+        require_same_betons(state, manifest.load(Path(run.config.data.dir)), run_dir)
+        if state["global_batch"] != run.plan.global_batch:
+            raise ValueError(f"RUN_DIR {run_dir} was trained with a global batch of {state['global_batch']} ({state['world_size']} workers), "
+                             f"and {run.world.size} workers make {run.plan.global_batch}: use {state['world_size']} workers again (to be free "
+                             "in their number, set --batch.global from the start), or give another --run-dir")
         run.model.module.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
@@ -145,6 +146,12 @@ def resume(run: Training, run_dir: Path) -> None:
         run.tracker.say(f"resuming at step {run.progress.step}"
                         + (f" (world size {state['world_size']} before)" if state["world_size"] != run.world.size else ""))
     run.tracker.start(run.config.tracking, run.config.to_dict(), run.progress.step, state["wandb_id"] if state else "")
+
+
+def require_same_betons(state: dict[str, Any], betons: Manifest, run_dir: Path) -> None:
+    if state["data"] != betons.digest():
+        raise ValueError(f"RUN_DIR {run_dir} was trained on other betons (digest {state['data']}) than data.dir holds now "
+                         f"({betons.digest()}): restore them, or give another --run-dir")
 
 
 def finish(run: Training, run_dir: Path) -> None:
@@ -166,7 +173,7 @@ def summary(run: Training) -> dict[str, Any]:
         "config_digest": run.config.digest(), "dataset": manifest.load(Path(run.config.data.dir)).dataset,
         "model": run.config.model.name, "world_size": run.world.size, "device": run.world.device.type,
         "parameters": sum(p.numel() for p in run.model.parameters()), "steps": progress.step, "samples": samples,
-        "test_loss": progress.test["loss"], "test_top1": progress.test["top1"], "test_top5": progress.test["top5"],
+        "evaluated_on": run.config.data.evaluate_on, "test_loss": progress.test["loss"], "test_top1": progress.test["top1"], "test_top5": progress.test["top5"],
         "best_test_top1": progress.best_top1, "best_step": progress.best_step,
         "images_per_second": samples / seconds["training"], "seconds": seconds,
         "seconds_to_top1": {str(p): progress.seconds_to_top1.get(str(p)) for p in THRESHOLDS},
@@ -182,6 +189,7 @@ def evaluate(run_dir: Path | str, which: str) -> Means:
     state = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
     with distributed.connect(config.train.device, config.train.timeout_s) as world:
         betons = manifest.load(Path(config.data.dir), config.data.dataset)
+        require_same_betons(state, betons, run_dir)
         model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
         model.load_state_dict(state["model"])
         normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
@@ -225,4 +233,4 @@ def git_commit() -> str | None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: torchrun --nproc-per-node N -m dist_resnet.worker RUN_DIR")
-    sys.exit(0 if main(sys.argv[1]) == "completed" else 75)  # EX_TEMPFAIL: the same call goes on
+    sys.exit(0 if main(sys.argv[1]) == COMPLETED else 75)  # EX_TEMPFAIL: the same call goes on

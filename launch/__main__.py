@@ -1,4 +1,4 @@
-"""The command `dist-resnet`: prepare, train, stage, evaluate, compare. Answers --help without importing torch."""
+"""The command `dist-resnet`: prepare, train, evaluate, compare; stage, settle. Answers --help without importing torch."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_resnet import config_file, schedule
 from dist_resnet.config import Config
 from dist_resnet.data import manifest
+from dist_resnet.signals import COMPLETED
 from launch import cluster, run_dir
 
 
@@ -20,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         code = COMMANDS[options.command](options, rest)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"dist-resnet {options.command}: error: {error}", file=sys.stderr)
-        code = 1
+        code = getattr(error, "exit_code", 1)
     sys.exit(code)
 
 
@@ -54,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
                                             "print the folder to give to that runner.")
     stage.add_argument("config", type=Path, metavar="CONFIG")
     stage.add_argument("--run-dir", type=Path)
+    settle = commands.add_parser("settle", description="For batch scripts, after their srun has failed: say who failed and why. Ends with "
+                                                        "75 where the job should be requeued.")
+    settle.add_argument("folder", type=Path, help="what `stage` printed")
     evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
     evaluate.add_argument("run_dir", type=Path)
     evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
@@ -79,9 +83,16 @@ def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[
 def prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
     out = options.out or Path("data") / options.dataset
     if (out / manifest.FILE).exists() and not options.force:
-        raise ValueError(f"--out {out} already holds betons of {manifest.load(out).dataset}: give another --out, or --force")
+        raise ValueError(f"--out {out} already holds betons: give another --out, or --force")
     if not 1 <= options.jpeg_quality <= 100:
         raise ValueError(f"--jpeg-quality {options.jpeg_quality}: must be 1 to 100")
+    given = {"--name": options.name, "--max-resolution": options.max_resolution, "--write-mode": options.write_mode != "auto",
+             "--jpeg-quality": options.jpeg_quality != 90}
+    unread = [] if options.dataset == "imagefolder" else [flag for flag, value in given.items() if value]
+    if options.dataset == "shapes" and options.source:
+        unread.append("--source")
+    if unread:
+        raise ValueError(f"prepare {options.dataset} does not read {', '.join(unread)}: leave it out")
     from dist_resnet.data import betons, shapes, sources  # imports torch
 
     val = options.val if options.val is not None else 5000 if options.dataset.startswith("cifar") else 0
@@ -123,7 +134,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if on_slurm:
         return _queue(directory, where, options.nodes, workers)
     outcome = _in_this_process(directory) if options.cluster == "debug" else local.train(directory, workers, config.train.device)
-    if outcome != "completed":
+    if outcome != COMPLETED:
         print(f"{outcome}: the same command goes on from the last checkpoint")
         return 130
     return compare_runs([directory], directory / "curves.png")
@@ -136,6 +147,12 @@ def stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     run_dir.create(directory, config)
     print(slurm.stage(directory, cluster.Cluster().max_restarts))
     return 0
+
+
+def settle(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    from launch import slurm  # submitit
+
+    return slurm.settle(options.folder)
 
 
 def check(config: Config, world_size: int) -> None:
@@ -202,7 +219,7 @@ def _three(values: Sequence[float]) -> str:
     return " ".join(f"{v:.4f}" for v in values)
 
 
-COMMANDS = {"prepare": prepare, "train": train, "stage": stage, "evaluate": evaluate, "compare": compare}
+COMMANDS = {"prepare": prepare, "train": train, "stage": stage, "settle": settle, "evaluate": evaluate, "compare": compare}
 
 if __name__ == "__main__":
     main()

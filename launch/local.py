@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -17,7 +16,9 @@ from submitit import LocalExecutor
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalJob
 
+from dist_resnet.signals import TERMINATED
 from dist_resnet.tracking import progress_bar
+from launch import verdict
 from launch.task import WorkerTask
 
 GRACE_SECONDS = 15  # for the others, once one worker has ended
@@ -34,7 +35,10 @@ def visible_gpus() -> list[int]:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         return gpus
-    return [int(word) for word in allowed.split(",") if word.strip().isdigit() and int(word) in gpus]
+    words = [word.strip() for word in allowed.split(",") if word.strip()]
+    if gpus and not all(word.isdigit() for word in words):
+        raise ValueError(f"CUDA_VISIBLE_DEVICES = {allowed!r}: name GPUs by their numbers (`nvidia-smi -L` lists them)")
+    return [int(word) for word in words if word.isdigit() and int(word) in gpus]
 
 
 def default_workers(device: str) -> int:
@@ -113,7 +117,8 @@ class _Watch:
             if task.pid not in self.ranks:
                 with contextlib.suppress(psutil.Error, KeyError):
                     self.ranks[task.pid] = int(task.environ()["SUBMITIT_LOCAL_GLOBALID"])
-        short = len(self.ranks) > 0 and 0 < len(tasks) < self.workers
+        reported = any(self.folder.glob("*_result.pkl"))
+        short = len(self.ranks) > 0 and len(tasks) > 0 and (reported or len(tasks) < self.workers)
         if not short:
             self.short_since = None
         elif self.short_since is None:
@@ -125,12 +130,9 @@ class _Watch:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def _paths(self, rank: int) -> JobPaths:
-        return JobPaths(self.folder, self.job.job_id, rank)
-
     def _show(self) -> None:
         """Print what rank 0 has written since the last time, in whole lines."""
-        path = self._paths(0).stdout
+        path = JobPaths(self.folder, self.job.job_id, 0).stdout
         if not path.exists():
             return
         with open(path, "rb") as file:
@@ -165,36 +167,12 @@ class _Watch:
             print(line, flush=True)
 
     def _verdict(self) -> str:
-        results = {rank: _result(self._paths(rank).result_pickle) for rank in range(self.workers)}
-        failed = [(when, rank, text) for rank, (when, kind, text) in results.items() if kind == "error"]
-        silent = [rank for rank, (_, kind, _) in results.items() if kind is None]
-        if failed:
-            _, rank, text = min(failed)
-            if silent and "ValueError" not in text:  # its companions fail because it is gone
-                rank, text = silent[0], _killed(silent)
-            log = self._paths(rank).stdout
-            reason = re.search(r"^(?:ValueError|IndexError): (.*)\Z", text.strip(), re.MULTILINE | re.DOTALL)
-            if reason:
-                raise ValueError(f"{reason[1]} (worker of rank {rank}; its log: {log})")
-            raise RuntimeError(f"the worker of rank {rank} failed:\n{text.rstrip()}\nits log: {log}")
-        if self.interrupts:
-            return "terminated"
-        if silent:
-            raise RuntimeError(f"{_killed(silent)}\nits log: {self._paths(silent[0]).stdout}")
-        return results[0][2]
-
-
-def _killed(ranks: list[int]) -> str:
-    return (f"the worker of rank {', '.join(map(str, ranks))} ended without a word: killed by a signal, or out of memory? "
-            "The same command goes on from the last checkpoint")
-
-
-def _result(path: Path) -> tuple[float, str | None, str]:
-    """(when, 'success' or 'error' or None, outcome or traceback) of a worker."""
-    try:
-        return path.stat().st_mtime, *pickle.loads(path.read_bytes())
-    except (OSError, EOFError, pickle.UnpicklingError):
-        return 0.0, None, ""
+        failure = verdict.first_failure(self.folder, self.job.job_id, self.workers)
+        if failure is None:
+            return verdict.outcome(self.folder, self.job.job_id)
+        if failure.exception is None and self.interrupts:
+            return TERMINATED  # ended at the second Ctrl-C, or before it could save
+        raise (ValueError if failure.mistake() else RuntimeError)(failure.tell())
 
 
 @contextlib.contextmanager

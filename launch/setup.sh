@@ -13,19 +13,24 @@ command -v "$PYTHON" >/dev/null || fail "no $PYTHON: install Python 3.11 or newe
   fail "$("$PYTHON" --version) is too old: Python 3.11 or newer is needed; set PYTHON=python3.11 (or newer)"
 
 missing=()
+has_headers() {
+  "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+}
 need() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || missing+=("$1"); }
 
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-if compgen -G 'wheels/ffcv-*.whl' >/dev/null; then
+tag=$("$PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+if compgen -G "wheels/ffcv-*-$tag-*.whl" >/dev/null; then
   say "FFCV comes from wheels/, so no system libraries are needed"
 elif ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   # FFCV is built from source
-  if command -v dpkg-query >/dev/null; then
+  if pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null && has_headers; then
+    :
+  elif command -v dpkg-query >/dev/null; then
     command -v g++ >/dev/null || missing+=(g++)
-    "$PYTHON" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-      missing+=(python3-dev)
+    has_headers || missing+=(python3-dev)
     for package in pkg-config libopencv-dev libturbojpeg0-dev; do need "$package"; done
-  elif ! pkg-config --exists opencv4 libturbojpeg 2>/dev/null; then
+  else
     missing+=(g++ pkg-config "opencv (with headers)" "libjpeg-turbo (with headers)")
   fi
 fi

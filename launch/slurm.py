@@ -1,25 +1,35 @@
 """Submits a training to SLURM through submitit, and stages the same task for a batch script of one's own."""
 
 import os
+import shlex
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission, JobPaths
+from submitit.slurm.slurm import SlurmJobEnvironment
 
+from dist_resnet.signals import COMPLETED
+from launch import verdict
 from launch.cluster import Cluster
-from launch.task import WorkerTask
+from launch.task import WorkerTask, requeued_marker, restarts
+
+REQUEUE = 75  # EX_TEMPFAIL
+MAX_FAULTS = 5  # requeues of one job after workers that ended without a word
 
 
-def submit(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int | None) -> str:
+def submit(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> str:
     """Queue the training; returns the job id. Raises RuntimeError where there is no SLURM."""
     if not shutil.which("sbatch"):
         raise RuntimeError("--cluster slurm: sbatch is not on the PATH; run this on a login node, or use --cluster local")
-    executor = SlurmExecutor(run_dir / "logs", max_num_timeout=cluster.max_restarts)
+    executor = SlurmExecutor(run_dir / "logs", max_num_timeout=cluster.max_restarts,
+                             python=f"env --block-signal=USR2 {shlex.quote(sys.executable)}")  # until Python has its handler
     given = {key: getattr(cluster, key) for key in
              ("partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem")}
     executor.update_parameters(
-        job_name=run_dir.name, nodes=nodes, ntasks_per_node=workers_per_node or cluster.gpus_per_node or 1, time=cluster.time,
+        job_name=run_dir.name, nodes=nodes, ntasks_per_node=workers_per_node, time=cluster.time,
         signal_delay_s=cluster.signal_delay_s, stderr_to_stdout=True, setup=list(cluster.setup),
         srun_args=["--kill-on-bad-exit=1", *cluster.srun_args], additional_parameters={"requeue": True},
         **{key: value for key, value in given.items() if value is not None})
@@ -31,25 +41,54 @@ def stage(run_dir: Path, max_restarts: int) -> Path:
 
     After a requeue the task that submitit wrote is kept: it counts the restarts. A task of another job that had the same
     id, which happens when a cluster's ids start again, is replaced."""
-    job_id = os.environ.get("SLURM_JOB_ID")
-    if not job_id:
-        raise RuntimeError("SLURM_JOB_ID is not set: `stage` is for batch scripts; submit one with sbatch")
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job_id = _job_id()
     folder = (run_dir / "logs").resolve()
     path = JobPaths(folder, job_id).submitted_pickle
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{job_id}_*.save_tmp"):
+    for leftover in (*folder.glob(f"{job_id}_*.save_tmp"), *folder.glob(f"{job_id}_*_result.pkl")):
         leftover.unlink()
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not path.exists():
-        for result in folder.glob(f"{job_id}_*_result.pkl"):
-            result.unlink()
+        for old in (f for kind in ("fault", "requeued", "rendezvous") for f in folder.glob(f"{kind}-{job_id}-*")):
+            old.unlink()
         task = DelayedSubmission(WorkerTask(str(run_dir.resolve())))
         task.set_timeout(_minutes(), max_restarts)
         aside = path.with_suffix(".new")
         task.dump(aside)
         os.replace(aside, path)
     return folder
+
+
+def settle(folder: Path) -> int:
+    """Inside a batch script, after srun: say who failed and why; returns the script's exit code.
+
+    REQUEUE where a worker ended without a word, as one does that is killed, or whose node is: up to MAX_FAULTS times. A
+    Python exception would come again: it is not requeued."""
+    job_id = _job_id()
+    workers, nodes = int(os.environ["SLURM_NTASKS"]), SlurmJobEnvironment().hostnames
+    failure = verdict.first_failure(folder, job_id, workers)
+    if failure is None:
+        return 0 if verdict.outcome(folder, job_id) == COMPLETED else 128 + signal.SIGTERM
+    if failure.exception is None and requeued_marker(folder, job_id).exists():
+        return 0  # SLURM is about to end this start of the job
+    node = nodes[failure.rank * len(nodes) // workers]
+    print(f"start {restarts() + 1} of job {job_id}: {failure.tell(f' on {node}')}", flush=True)
+    if failure.exception is not None:
+        return 1
+    (folder / f"fault-{job_id}-{restarts()}").touch()
+    faults = len(list(folder.glob(f"fault-{job_id}-*")))
+    if faults > MAX_FAULTS:
+        print(f"{faults} such ends: not requeued again")
+        return 1
+    return REQUEUE
+
+
+def _job_id() -> str:
+    """This job's id in submitit's form. Raises RuntimeError outside a job."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_JOB_ID" not in os.environ:
+        raise RuntimeError("SLURM_JOB_ID is not set: this is for batch scripts; submit one with sbatch")
+    return os.environ["SLURM_JOB_ID"]
 
 
 def _minutes() -> int:

@@ -47,6 +47,7 @@ class WorkerTask:
         requeue = stop.before[signal.SIGUSR2]
         if outcome == PREEMPTED and callable(requeue):
             if job.global_rank == 0:
+                requeued_marker(Path(os.environ["SUBMITIT_FOLDER"]), job.job_id).touch()
                 requeue(signal.SIGUSR2, None)  # submitit's: calls checkpoint(), requeues the job, exits
             sys.exit(0)  # without a result, which would be read as the job's end
         return outcome
@@ -59,8 +60,7 @@ class WorkerTask:
         """Address and free port of rank 0, which publishes them in the job's folder for this start of the job."""
         if job.num_tasks == 1:
             return "127.0.0.1", str(_free_port())
-        start = f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}-{self.attempt}"
-        path = Path(os.environ["SUBMITIT_FOLDER"]) / f"rendezvous-{start}"
+        path = Path(os.environ["SUBMITIT_FOLDER"]) / f"rendezvous-{job.job_id}-{restarts()}-{self.attempt}"
         if job.global_rank == 0:
             aside = path.with_suffix(".partial")
             aside.write_text(f"{'127.0.0.1' if job.num_nodes == 1 else _own_address()} {_free_port()}")
@@ -73,6 +73,16 @@ class WorkerTask:
             time.sleep(0.1)
         address, port = path.read_text().split()
         return address, port
+
+
+def restarts() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def requeued_marker(folder: Path, job_id: str) -> Path:
+    """Exists where this start of the job has asked to be requeued: its end is no failure."""
+    return folder / f"requeued-{job_id}-{restarts()}"
 
 
 def single_worker() -> None:

@@ -16,4 +16,10 @@ train() {
   # a signal that comes while Python is still starting waits until its handler is there
   srun --unbuffered --kill-on-bad-exit=1 --output="$folder/%j_%t_log.out" --error="$folder/%j_%t_log.out" \
     --open-mode=append env --block-signal=USR2 "$python" -u -m submitit.core._submit "$folder"
+  "$python" -m launch settle "$folder"  # says who failed and why
+  local code=$?
+  if [ $code = 75 ]; then  # a worker was killed, by the node's fault perhaps: once more
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+  fi
+  exit $code
 }

@@ -159,13 +159,13 @@ def install() -> None:
     if all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged", "sbatch")):
         return
     packages = " ".join(PACKAGES)
-    if os.getuid() != 0 or not shutil.which("apt-get"):
+    as_root = [] if os.getuid() == 0 else ["sudo", "-n"]
+    if not shutil.which("apt-get") or subprocess.run([*as_root, "true"], capture_output=True).returncode:
         raise RuntimeError(f"SLURM is not installed, and this user cannot install it: have root run `apt-get install {packages}`")
     print(f"installing {packages}", file=sys.stderr, flush=True)
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update", "-qq"], check=True, env=quiet)
-    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES], check=True, env=quiet,
-                   stdout=subprocess.DEVNULL)
+    apt = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
+    subprocess.run([*apt, "update"], check=True)
+    subprocess.run([*apt, "install", "-y", "--no-install-recommends", *PACKAGES], check=True, stdout=subprocess.DEVNULL)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -222,6 +222,7 @@ def test_imagefolder_of_odd_images(tmp_path):
     written = betons.prepare(dataset, tmp_path / "out", 0, 0)
     assert (written.mode, written.classes, written.splits["test"].samples) == ("jpg", ["class0", "class1"], 4)
     assert betons.Reader(str(tmp_path / "out/train.beton")).metadata["f0"]["width"].max() == 40
+    assert written.shape is None  # 40 x 33 to 40 x 35
     (tmp_path / "tree/train/class1/1.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*train/class1/1.jpg"):
         betons.prepare(sources.imagefolder("odd", tmp_path / "tree", "jpg", 40, 90), tmp_path / "again", 0, 0)

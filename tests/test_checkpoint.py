@@ -16,7 +16,7 @@ class Alone(World):
         return value
 
 
-ALONE = Alone(0, 0, 1, 1, torch.device("cpu"))
+ALONE = Alone(0, 1, torch.device("cpu"))
 
 
 def save(directory, step, best=False):

@@ -11,7 +11,7 @@ FLOORS = {  # within one floor nothing imports anything, but for the package of 
     "progress": 3, "data.shapes": 3, "data.sources": 3, "data.streaming": 3, "report": 3,
     "train": 4, "worker": 5,
 }
-LAUNCH = {"": 0, "run_dir": 0, "cluster": 0, "task": 0, "local": 1, "slurm": 1, "__main__": 2}
+LAUNCH = {"": 0, "run_dir": 0, "cluster": 0, "task": 0, "verdict": 0, "local": 1, "slurm": 1, "__main__": 2}
 
 
 def imports(path):
@@ -44,6 +44,7 @@ def test_workers_import_only_from_floors_below():
 
 
 def test_the_launcher_likewise():
+    assert {name for name, _ in modules("launch")} == set(LAUNCH)
     for name, path in modules("launch"):
         for imported in imports(path):
             target = imported.removeprefix("launch.")

@@ -80,6 +80,11 @@ def test_global_batch_is_split_over_the_workers():
         derive(1, n=100)
 
 
+def test_a_warmup_longer_than_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="'70000 steps' is 70000 of 64000 steps"):
+        derive(1, "--schedule.warmup", "linear", "--schedule.warmup_length", "70000 steps")
+
+
 def test_periods_resolve_to_steps_once():
     p = derive(1, "--train.evaluate_every", "0.5 epochs", "--train.log_every", "100 steps", "--train.max_steps", "1000")
     assert (p.evaluate_every, p.log_every, p.checkpoint_every, p.last_step, p.schedule_steps) == (195, 100, 390, 1000, 64000)

@@ -193,9 +193,13 @@ if os.environ["RANK"] == "0":
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_path):
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--optim.lr", "1e30", "--train.precision", "fp32")
+    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--optim.lr", "1e30", "--train.precision", "fp32",
+                       "--schedule.warmup", "constant", "--schedule.warmup_length", "10 steps")
     assert code == 1, output
     assert "not finite" in output and "learning rate 1e+30" in output and "lower --optim.lr" in output
+    weights = final_weights(cli.directory / "run")
+    assert all(t.isfinite().all() for t in weights.values())
+    assert (cli.directory / "run/checkpoints/LATEST").read_text().strip() == "step_00000010.pt"
     assert "Traceback" not in output.split("dist-resnet train: error")[1]
 
 
@@ -207,6 +211,18 @@ def test_three_workers_in_fp16_resume_bit_identical(cli, config_path):
     code, output = cli("train", "tiny.yaml", "--run-dir", "b", *settings)
     assert code == 0 and "resuming at step 10" in output, output
     assert_identical(cli.directory / "a", cli.directory / "b")
+
+
+def test_another_number_of_workers_keeps_the_global_batch_or_is_refused(straight, cli, config_path):
+    """With batch.global the run goes on; with batch.per_worker the batch would change, and with it the recipe."""
+    without_last_checkpoint(straight[0], cli.directory / "run", lambda path: path.unlink())
+    code, output = cli("train", "tiny.yaml", "--workers-per-node", 1, "--run-dir", "run")
+    assert code == 0 and "resuming at step 28 (world size 2 before)" in output, output
+    settings = ("--batch.global", "null", "--batch.per_worker", 24, "--train.max_steps", 4, "--run-dir", "grown")
+    assert cli("train", "tiny.yaml", "--workers-per-node", 1, *settings)[0] == 0
+    (cli.directory / "grown/summary.json").unlink()
+    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, *settings)
+    assert code == 1 and "global batch of 24 (1 workers), and 2 workers make 48" in output, output
 
 
 def test_two_trainings_cannot_share_a_run_dir(cli, config_path):

@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import track
 
 from dist_resnet.data import manifest
-from dist_resnet.data.ffcv import DatasetWriter, IntField, MemoryAllocator, Reader, RGBImageField, handle_sample
+from dist_resnet.data.ffcv import DatasetWriter, IntField, MemoryAllocator, Reader, RGBImageField, handle_sample, resizer
 from dist_resnet.data.manifest import Manifest
 
 
@@ -129,9 +129,10 @@ def _write(path: Path, images: Iterable[tuple[np.ndarray, int]], count: int, fie
     allocator = MemoryAllocator(str(path), writer.data_region_start, writer.page_size)
     try:
         with allocator:
-            for i, sample in enumerate(images):
-                statistics.add(sample[0])
-                handle_sample(sample, i, metadata.dtype.names, metadata, allocator, fields)
+            for i, (image, label) in enumerate(images):
+                image = resizer(image, fields["image"].max_resolution)
+                statistics.add(image)
+                handle_sample((image, label), i, metadata.dtype.names, metadata, allocator, fields)
         writer.finalize([allocator.allocations])
     finally:
         del metadata

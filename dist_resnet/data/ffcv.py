@@ -16,7 +16,7 @@ _threads = torch.get_num_threads()
 with mock.patch("numba.typed.Dict", dict):
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder, resizer
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_allocator import MemoryAllocator
@@ -41,5 +41,5 @@ Compiler.set_num_threads = _set_num_threads
 __all__ = [
     "AllocationQuery", "Compiler", "DatasetWriter", "EpochIterator", "IntDecoder", "IntField", "Loader", "MemoryAllocator",
     "Operation", "RGBImageField", "Reader", "SimpleRGBImageDecoder", "Squeeze", "State", "ToDevice", "ToTensor", "ToTorchImage",
-    "cast_int_to_byte_ptr", "handle_sample",
+    "cast_int_to_byte_ptr", "handle_sample", "resizer",
 ]

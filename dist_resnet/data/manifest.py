@@ -33,7 +33,9 @@ class Manifest:
     splits: dict[str, Split]
 
     def save(self, directory: Path) -> None:
-        (directory / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        aside = directory / f"{FILE}.partial"
+        aside.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        aside.replace(directory / FILE)
 
     def digest(self) -> str:
         """Sixteen hex digits that differ where the betons differ."""
@@ -50,7 +52,7 @@ def load(directory: Path, dataset: str | None = None) -> Manifest:
         fields = json.loads(path.read_text())
         manifest = Manifest(**fields | {"splits": {name: Split(**split) for name, split in fields["splits"].items()}})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a manifest of this version ({error}); {remedy}") from None
+        raise ValueError(f"{path} is not a manifest of this version ({error}); write the betons again with `dist-resnet prepare {dataset or '<data set>'} --out {directory} --force`") from None
     if dataset is not None and manifest.dataset != dataset:
         raise ValueError(f"data.dir = {str(directory)!r} holds {manifest.dataset} ({len(manifest.classes)} classes), but "
                          f"data.dataset = {dataset!r}: set --data.dir, or --data.dataset {manifest.dataset}")

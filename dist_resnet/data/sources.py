@@ -1,9 +1,11 @@
 """Where images come from: CIFAR in every form that people have it, and trees of images by class."""
 
 import io
+import lzma
 import pickle
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -24,11 +26,17 @@ CIFAR = {
 }
 
 
+class Unavailable(RuntimeError):
+    """The data set is nowhere to be had: the one failure for which the quickstart takes another."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
 def cifar(name: str, source: Path | None, data_folder: Path) -> Dataset:
     """CIFAR-10 or CIFAR-100 from `source`, else from a copy in data_folder, else downloaded there by torchvision.
 
     source: an ImageFolder tree, a folder of archives of one, the folder or the archive of the official python batches.
-    Raises ValueError for a source that holds none of these, RuntimeError where nothing can be had."""
+    Raises ValueError for a source that holds none of these, Unavailable where nothing can be had."""
     form = CIFAR[name]
     if source is None:
         copies = [p for p in (data_folder / form["folder"], data_folder / form["archive"]) if p.exists()]
@@ -131,7 +139,7 @@ def _files_of_archive(path: Path) -> Iterator[tuple[str, bytes]]:
             for member in archive:
                 if member.isfile():
                     yield member.name, archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"--source {path}: not a whole tar archive ({error}); fetch it again") from None
 
 
@@ -142,6 +150,6 @@ def _download(name: str, data_folder: Path) -> Path:
     try:
         getattr(torchvision.datasets, CIFAR[name]["torchvision"])(str(data_folder), download=True)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(f"{name} is not in {data_folder} and cannot be downloaded ({error}): bring {CIFAR[name]['archive']} "
+        raise Unavailable(f"{name} is not in {data_folder} and cannot be downloaded ({error}): bring {CIFAR[name]['archive']} "
                            f"there, or name a copy with --source") from None
     return data_folder / CIFAR[name]["folder"]

@@ -63,9 +63,16 @@ class _WatchedIterator(EpochIterator):
 
     def run(self) -> None:
         try:
+            for stream in filter(None, self.cuda_streams):
+                stream.wait_stream(self.current_stream)  # this memory may still be read as another epoch's
             super().run()
         except BaseException as error:  # handed to the consumer, who raises it
             self.error = error
+
+    def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
+        if self.cuda_streams[batch_slot] is not None:
+            self.cuda_streams[batch_slot].synchronize()  # a copy from the slot's pinned buffer may still be queued
+        return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
 
     def __next__(self) -> Any:
         deadline = time.monotonic() + self.timeout_s

@@ -1,0 +1,66 @@
+"""How a job's workers ended, read from what submitit left in its folder: who failed first, and why."""
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit.core.utils import JobPaths
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first worker that failed. `exception` is its traceback; None where it ended without a word."""
+
+    rank: int
+    exception: str | None
+    log: Path
+
+    def tell(self, where: str = "") -> str:
+        """What the user reads: one line for a mistake of theirs, else everything that is known."""
+        worker = f"the worker of rank {self.rank}{where}"
+        if self.exception is None:
+            return (f"{worker} ended without a word: killed by a signal, or out of memory? The same command goes on from the "
+                    f"last checkpoint\nits log: {self.log}")
+        mistake = self.mistake()
+        return f"{mistake} ({worker}; its log: {self.log})" if mistake else f"{worker} failed:\n{self.exception.rstrip()}\nits log: {self.log}"
+
+    def mistake(self) -> str | None:
+        """The message, where the exception is a ValueError: the user's to mend."""
+        last = (self.exception or "").strip().rpartition("Traceback (most recent call last):")[2]
+        found = re.search(r"^ValueError: (.*)\Z", last, re.MULTILINE | re.DOTALL)
+        return found[1] if found else None
+
+
+def first_failure(folder: Path, job_id: str, workers: int) -> Failure | None:
+    """None where every worker has returned.
+
+    Workers that lost a companion raise too: their errors are told only where no worker went without a word."""
+    results = {rank: _result(JobPaths(folder, job_id, rank).result_pickle) for rank in range(workers)}
+    errors = sorted((when, rank, text) for rank, (when, kind, text) in results.items() if kind == "error")
+    silent = [rank for rank, (_, kind, _) in results.items() if kind is None]
+    if not errors and not silent:
+        return None
+    rank, text = errors[0][1:] if errors else (silent[0], None)
+    if silent and errors and _of_connection(text):
+        rank, text = silent[0], None
+    return Failure(rank, text, JobPaths(folder, job_id, rank).stdout)
+
+
+def outcome(folder: Path, job_id: str) -> str:
+    """What rank 0's task returned. Asked only where there is no failure."""
+    return _result(JobPaths(folder, job_id, 0).result_pickle)[2]
+
+
+def _of_connection(traceback: str) -> bool:
+    """Whether an error is what gloo or NCCL say of a companion that has gone."""
+    last = traceback.strip().splitlines()[-1]
+    return bool(re.search(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|NCCL|remote (process|worker)", last, re.IGNORECASE))
+
+
+def _result(path: Path) -> tuple[float, str | None, str]:
+    """(when, 'success' or 'error' or None, outcome or traceback) of a worker."""
+    try:
+        return path.stat().st_mtime, *pickle.loads(path.read_bytes())
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return 0.0, None, ""
