@@ -63,9 +63,11 @@ class Job:
         self._until(lambda: any(r["step"] >= step for r in read_metrics(self.run_dir)), seconds)
 
     def wait_for_end(self, seconds=240):
-        """SLURM makes a requeued job wait for two minutes; its owner may start it at once."""
+        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not before the node has
+        reported the end of the earlier start, which would be taken for the end of the new one."""
         def ended():
             if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
+                time.sleep(4)
                 subprocess.run(["scontrol", "update", f"JobId={self.id}", "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
             if self.field("JobState") not in ENDS:
                 return False
