@@ -150,6 +150,7 @@ class LocalCluster:
         (self.folder / "slurm.conf").write_text(CONFIG.format(
             host=host, controller_port=ports[0], user=pwd.getpwuid(os.getuid()).pw_name, folder=self.folder,
             kill_wait=self.kill_wait, slurmd_timeout=self.slurmd_timeout, nodes="\n".join(lines)))
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # unused, but v2 wants a mounted hierarchy
         gpus = f"/dev/tty[0-{self.gpus - 1}]" if self.gpus > 1 else "/dev/tty0"  # any device files do
         (self.folder / "gres.conf").write_text("".join(f"NodeName={n} Name=gpu Count={self.gpus} File={gpus}\n" for n in self.nodes if self.gpus))
 
