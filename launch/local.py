@@ -76,7 +76,6 @@ class _Watch:
     def __init__(self, job: LocalJob, folder: Path, workers: int) -> None:
         self.job, self.folder, self.workers = job, folder, workers
         self.controller = psutil.Process(job._process.pid)
-        self.ranks: dict[int, int] = {}  # process id -> rank
         self.shown, self.interrupts, self.short_since, self.in_traceback = 0, 0, None, False
         self.bar = None
 
@@ -111,14 +110,9 @@ class _Watch:
         return []
 
     def _lost_worker(self) -> bool:
-        """Whether some workers have gone, or reported an error, long enough ago that the rest must be ended."""
-        tasks = self._tasks()
-        for task in tasks:
-            if task.pid not in self.ranks:
-                with contextlib.suppress(psutil.Error, KeyError):
-                    self.ranks[task.pid] = int(task.environ()["SUBMITIT_LOCAL_GLOBALID"])
-        reported = any(self.folder.glob("*_result.pkl"))
-        short = len(self.ranks) > 0 and len(tasks) > 0 and (reported or len(tasks) < self.workers)
+        """Whether some workers have gone, or reported their end, long enough ago that the rest must be ended."""
+        running = len(self._tasks())
+        short = running > 0 and (running < self.workers or any(self.folder.glob("*_result.pkl")))
         if not short:
             self.short_since = None
         elif self.short_since is None:
