@@ -1,7 +1,7 @@
 # make train [CIFAR10=PATH]   the main job: CIFAR-10 to betons, ResNet-20 trained, a table and curves
 # make test                   the tests
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
-# make ffcv-wheel             FFCV as a wheel that needs no system packages, into wheels/
+# make ffcv-wheel             FFCV as a wheel that needs no compiler, into wheels/
 # Each sets up what it needs first (launch/setup.sh), once.
 
 RUN := .venv/bin/dist-resnet

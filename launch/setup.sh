@@ -21,7 +21,10 @@ need() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' 
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 tag=$("$PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 if compgen -G "wheels/ffcv-*-$tag-*.whl" >/dev/null; then
-  say "FFCV comes from wheels/, so no system libraries are needed"
+  say "FFCV comes from wheels/"  # beyond what it bundles, it and its OpenCV load these three
+  for library in libX11.so.6:libx11-6 libGL.so.1:libgl1 libglib-2.0.so.0:libglib2.0-0; do
+    ldconfig -p 2>/dev/null | grep -q "${library%%:*}" || missing+=("${library##*:}")
+  done
 elif ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   # FFCV is built from source
   if pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null && has_headers; then
