@@ -89,7 +89,7 @@ class Job:
 
     def log(self):
         logs = sorted(self.run_dir.glob("logs/*_log.out")) if self.run_dir.exists() else []
-        return "\n".join(f"--- {p}\n{p.read_text()[-3000:]}" for p in (self.output, *logs) if p.exists())
+        return "\n".join(f"--- {p}\n{p.read_text()}" for p in (self.output, *logs) if p.exists())
 
 
 def test_it_runs_on_two_nodes_and_leaves_everything(cluster, overrides, straight, tmp_path):
