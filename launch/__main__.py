@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
                                             "print the folder to give to that runner.")
     stage.add_argument("config", type=Path, metavar="CONFIG")
     stage.add_argument("--run-dir", type=Path)
-    settle = commands.add_parser("settle", description="For batch scripts, after their srun has failed: say who failed and why. Ends with "
+    settle = commands.add_parser("settle", description="For batch scripts, after their srun: say who failed and why. Ends with "
                                                         "75 where the job should be requeued.")
     settle.add_argument("folder", type=Path, help="what `stage` printed")
     evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")

@@ -151,5 +151,5 @@ def _download(name: str, data_folder: Path) -> Path:
         getattr(torchvision.datasets, CIFAR[name]["torchvision"])(str(data_folder), download=True)
     except (OSError, RuntimeError) as error:
         raise Unavailable(f"{name} is not in {data_folder} and cannot be downloaded ({error}): bring {CIFAR[name]['archive']} "
-                           f"there, or name a copy with --source") from None
+                          f"there, or name a copy with --source") from None
     return data_folder / CIFAR[name]["folder"]
