@@ -5,7 +5,9 @@ files LATEST and BEST that name one of them. The order of the writes makes a cra
 comes before the file it speaks of, the pointers after it, and old files go last.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import re
 import warnings
@@ -24,18 +26,24 @@ def name_of(step: int) -> str:
 
 
 def save(directory: Path, state: dict[str, Any], step: int, best: bool, world: World) -> None:
-    """Write the state (tensors, numbers, strings, lists, dicts) of a step. Every rank calls, rank 0 writes."""
+    """Write the state (tensors, numbers, strings, lists, dicts) of a step. Every rank calls, rank 0 writes.
+
+    Raises OSError where it cannot be written; what was saved before is then as it was."""
     if world.rank != 0:
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(state, content)  # torch, writing a file itself, hides the disk's errors
     path = directory / name_of(step)
     aside = path.with_suffix(".partial")
-    with open(aside, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _put(path.with_name(path.name + ".sha256"), f"{_sha256(aside)}  {path.name}\n")
-    os.replace(aside, path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(aside, content.getbuffer())
+        _put(path.with_name(path.name + ".sha256"), f"{_sha256(aside)}  {path.name}\n")
+        os.replace(aside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
     _put(directory / "LATEST", path.name + "\n")
     if best:
         _put(directory / "BEST", path.name + "\n")
@@ -99,11 +107,15 @@ def _prune(directory: Path, newest: str) -> None:
 def _put(path: Path, text: str) -> None:
     """Replace a small file as a whole."""
     aside = path.with_name(path.name + ".partial")
-    with open(aside, "w") as file:
-        file.write(text)
+    _write(aside, text.encode())
+    os.replace(aside, path)
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _sha256(path: Path) -> str:

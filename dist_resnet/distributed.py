@@ -18,6 +18,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0  # its number on its node
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over all ranks, in place."""
@@ -29,6 +30,12 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (anything that pickles), in the order of the ranks, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
         """Overwrite the tensors with rank 0's."""
@@ -54,7 +61,7 @@ def connect(device: str, timeout_s: float) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s),
                             device_id=chosen if chosen.type == "cuda" else None)
-    yield World(rank, size, chosen)
+    yield World(rank, size, chosen, local_rank)
     dist.destroy_process_group()
 
 

@@ -16,7 +16,6 @@ class Means:
     top5: float
     samples: int
     bad_steps: float  # steps with a non-finite loss, mean over the ranks
-    flags: tuple[float, ...]
 
 
 class Sums:
@@ -35,12 +34,21 @@ class Sums:
         self._sums += torch.stack([mean_loss.double() * len(labels), correct[:, 0].sum().double(), correct.sum().double(),
                                    (~torch.isfinite(mean_loss)).double()])
 
-    def reduce(self, world: World, flags: tuple[bool, ...] = ()) -> Means:
-        """Sum over all ranks, the host's flags with it, and start again from zero. One all-reduce, one host sync."""
-        from_host = [float(self._samples), *map(float, flags)]
-        summed = world.sum(torch.cat([self._sums, self._sums.new_tensor(from_host)]))
-        loss, top1, top5, bad, samples, *flag_sums = summed.tolist()
+    def total(self, world: World) -> list[float]:
+        """The sums over all ranks. One all-reduce, one host sync."""
+        return world.sum(torch.cat([self._sums, self._sums.new_tensor([self._samples])])).tolist()
+
+    def reduce(self, world: World) -> Means:
+        """The means over all ranks; the sums start again from zero."""
+        loss, top1, top5, bad, samples = self.total(world)
         self._sums.zero_()
         self._samples = 0
         n = max(samples, 1)
-        return Means(loss / n, top1 / n, top5 / n, int(samples), bad / world.size, tuple(flag_sums))
+        return Means(loss / n, top1 / n, top5 / n, int(samples), bad / world.size)
+
+    def restore(self, total: list[float], world: World) -> None:
+        """Go on from a `total`, whatever number of ranks it was taken over: rank 0 takes it all."""
+        if world.rank == 0:
+            *sums, samples = total
+            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
+            self._samples = int(samples)

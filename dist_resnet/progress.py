@@ -22,6 +22,7 @@ class Clock:
         self.seconds["start_up"] = time.time() - psutil.Process().create_time()
         self.phase, self._since = "start_up", time.monotonic()
         self._lap_began, self._waited = time.monotonic(), 0.0
+        self._carried = 0.0, 0.0  # of a lap that an earlier start of the run began
 
     def start(self, phase: str) -> None:
         """Book the time until now on the phase that ends, and begin a lap of the next."""
@@ -40,9 +41,13 @@ class Clock:
     def lap(self) -> tuple[float, float]:
         """(seconds since the last lap began, of which spent in `waiting`)."""
         now = time.monotonic()
-        result = max(now - self._lap_began, 1e-9), self._waited
-        self._lap_began, self._waited = now, 0.0
+        result = max(now - self._lap_began, 1e-9) + self._carried[0], self._waited + self._carried[1]
+        self._lap_began, self._waited, self._carried = now, 0.0, (0.0, 0.0)
         return result
+
+    def carry(self, lap: tuple[float, float]) -> None:
+        """Count this to the next lap: its part in an earlier start of the run."""
+        self._carried = lap
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
         """The items, with the time that each took to come counted as waiting."""
@@ -75,13 +80,13 @@ class Progress:
                 self.seconds_to_top1.setdefault(str(percent), self.clock.total())
 
     def state(self) -> dict[str, Any]:
-        return {**{k: v for k, v in vars(self).items() if k != "clock"}, "seconds": self.clock.booked()}
+        figures = {k: v for k, v in vars(self).items() if k != "clock"}
+        return {**figures, "lap": list(self.clock.lap()), "seconds": self.clock.booked()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state, with this start's seconds added to the earlier ones."""
-        for key, value in state.items():
-            if key == "seconds":
-                for phase, seconds in value.items():
-                    self.clock.seconds[phase] += seconds
-            else:
-                setattr(self, key, value)
+        for phase, seconds in state["seconds"].items():
+            self.clock.seconds[phase] += seconds
+        self.clock.carry(tuple(state["lap"]))
+        for key in state.keys() - {"seconds", "lap"}:
+            setattr(self, key, state[key])

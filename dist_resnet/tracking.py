@@ -34,6 +34,7 @@ class Tracker:
     def __init__(self, run_dir: Path, total_steps: int, *, writes: bool) -> None:
         self.path, self.writes, self.total = run_dir / "metrics.jsonl", writes, total_steps
         self.run_dir, self.wandb_id = run_dir, ""
+        self._unwritten: list[str] = []  # what a full disk has refused so far
         self._run, self._bar = None, progress_bar(total_steps) if writes and sys.stdout.isatty() else None
 
     def start(self, config: Tracking, full_config: dict[str, Any], step: int, wandb_id: str) -> None:
@@ -58,16 +59,30 @@ class Tracker:
         if not self.writes:
             return
         record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in figures.items()}}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._write(json.dumps(record) + "\n")
         shown = "  ".join(SHOWN[key].format(value) for key, value in figures.items() if key in SHOWN)
         self.say(f"step {step:>{len(str(self.total))}}/{self.total}  {shown}")
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step)
         self._guarded(lambda run: run.log(figures, step=step))
 
+    def _write(self, line: str) -> None:
+        """Append to metrics.jsonl; what cannot be written now is written with a later line."""
+        self._unwritten.append(line)
+        whole = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a") as file:
+                file.write("".join(self._unwritten))
+            self._unwritten.clear()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, whole)  # no half lines
+            self.say(f"warning: {self.path} could not be written ({error}); {len(self._unwritten)} records are kept for later")
+
     def say(self, line: str) -> None:
-        if self.writes:
+        if not self.writes:
+            return
+        with contextlib.suppress(OSError):  # the log's disk may be full too
             (self._bar.console.print if self._bar else print)(line, **({} if self._bar else {"flush": True}))
 
     def finish(self, summary: dict[str, Any] | None = None, picture: Path | None = None) -> None:
@@ -75,6 +90,8 @@ class Tracker:
             return
         if self._bar:
             self._bar.stop()
+        if self._unwritten:
+            self._write("")
         if summary:
             self._guarded(lambda run: run.summary.update(summary))
         if picture:

@@ -1,6 +1,7 @@
 """The algorithm: fit, train_epoch, train_step, evaluate."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float3
 
 
 DIVERGED = "the last good checkpoint is kept: lower --optim.lr, lengthen the warmup, or use --train.precision fp32"
+VOTE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,40 @@ class Training:
     eval_data: StreamingLoader
     tracker: Tracker
     progress: Progress
-    stop: StopSignal
-    save: Callable[[], None]  # writes a checkpoint of progress.step
+    ballot: "Ballot"
+    save: Callable[[], bool]  # writes a checkpoint of progress.step; whether that went well
+    saved: bool = False  # what the last call of it returned
     sums: Sums = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums = Sums(self.world.device)
+
+
+class Ballot:
+    """All ranks agree whether to stop, every two seconds or so, however long their steps take.
+
+    A signal may reach some ranks before others, or only some; they must leave after the same step. The next step at
+    which they ask follows from the time of a step that they measured, which is part of what they exchange."""
+
+    def __init__(self, stop: StopSignal, world: World) -> None:
+        self.stop, self.world = stop, world
+        self.last: tuple[int, float] | None = None  # step and time of the last vote
+        self.seconds_per_step, self.due, self.gap = 0.0, 0, 1
+
+    def requested(self, step: int) -> str | None:
+        """Called after every step, by every rank. One small all-reduce where a vote is due."""
+        if step < self.due:
+            return None
+        mine = self.stop.requested
+        preempted, terminated, seconds = self.world.sum(torch.tensor(
+            [mine == PREEMPTED, mine == TERMINATED, self.seconds_per_step], dtype=torch.float64, device=self.world.device)).tolist()
+        now = time.monotonic()
+        if self.last is not None:
+            self.seconds_per_step = (now - self.last[1]) / (step - self.last[0])
+        affordable = int(VOTE_SECONDS * self.world.size / seconds) if seconds else 1
+        self.gap = max(1, min(affordable, 2 * self.gap))
+        self.last, self.due = (step, now), step + self.gap
+        return TERMINATED if terminated else PREEMPTED if preempted else None
 
 
 def fit(run: Training) -> str:
@@ -71,16 +101,17 @@ def fit(run: Training) -> str:
     while run.progress.step < run.plan.last_step:
         for step in train_epoch(run):
             if run.plan.logs_at(step):
-                requested = log(run, step)
-                if run.plan.evaluates_at(step):
-                    evaluate_and_log(run, step)
-                if requested or run.plan.saves_at(step):
-                    require_finite_weights(run, step)
-                    run.save()
-                if requested and step < run.plan.last_step:
-                    return requested
+                log(run, step)
+            if run.plan.evaluates_at(step):
+                evaluate_and_log(run, step)
+            requested = run.ballot.requested(step)
+            if requested or run.plan.saves_at(step):
+                require_finite_weights(run, step)
+                run.saved = run.save()
             if step == run.plan.last_step:
                 break
+            if requested:
+                return requested
     return COMPLETED
 
 
@@ -116,10 +147,9 @@ def train_step(run: Training, batch: Batch, lr: float) -> None:
     run.sums.add(logits.detach(), labels, loss.detach())
 
 
-def log(run: Training, step: int) -> str | None:
-    """Reduce the sums of the steps since the last time, and with them the ranks' requests to stop, if any."""
-    requested = run.stop.requested
-    means = run.sums.reduce(run.world, (requested == PREEMPTED, requested == TERMINATED))
+def log(run: Training, step: int) -> None:
+    """Reduce the sums of the steps since the last time, and record their means."""
+    means = run.sums.reduce(run.world)
     seconds, waited = run.progress.clock.lap()
     lr = run.plan.lr_at(step - 1)
     if means.bad_steps:
@@ -129,8 +159,6 @@ def log(run: Training, step: int) -> str | None:
                            "epoch": step / run.plan.steps_per_epoch, "images_per_second": means.samples / seconds,
                            "data_wait": waited / seconds, "samples": step * run.plan.global_batch,
                            "hours": run.progress.clock.total() / 3600})
-    preempted, terminated = means.flags
-    return TERMINATED if terminated else PREEMPTED if preempted else None
 
 
 def require_finite_weights(run: Training, step: int) -> None:

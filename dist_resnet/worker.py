@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_resnet import checkpoint, config_file, distributed, models, optim, report, schedule, train
 from dist_resnet.config import Config
-from dist_resnet.data import manifest
+from dist_resnet.data import manifest, staging
 from dist_resnet.data.augment import CropFlip
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.data.streaming import StreamingLoader
@@ -34,7 +34,7 @@ from dist_resnet.metrics import Means
 from dist_resnet.progress import THRESHOLDS, Progress
 from dist_resnet.signals import COMPLETED, StopSignal
 from dist_resnet.tracking import Tracker
-from dist_resnet.train import Normalise, Training
+from dist_resnet.train import Ballot, Normalise, Training
 
 
 def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
@@ -43,24 +43,37 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
     Returns 'completed', 'preempted' (start it again) or 'terminated'. On every rank alike."""
     run_dir, stop, progress = Path(run_dir), stop or StopSignal(), Progress()
     config = config_file.load(run_dir / "config.yaml")
-    with distributed.connect(config.train.device, config.train.timeout_s) as world, locked(run_dir, world):
-        run = build(config, run_dir, world, stop, progress)
-        resume(run, run_dir)
+    with distributed.connect(config.train.device, config.train.timeout_s) as world, locked(run_dir, world), data(config, run_dir, world) as (
+            data_dir, betons):
+        run = build(config, run_dir, data_dir, betons, world, stop, progress)
+        resume(run, run_dir, betons)
         try:
             outcome = train.fit(run)
             if outcome == COMPLETED:
-                finish(run, run_dir)
+                finish(run, run_dir, betons)
             else:
-                run.tracker.say(f"{outcome}: saved at step {progress.step}; the same command goes on from there")
+                saved = f"saved at step {progress.step}" if run.saved else f"step {progress.step} could not be saved"
+                run.tracker.say(f"{outcome}: {saved}; the same command goes on from the last checkpoint")
         finally:
             run.tracker.finish()
         world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
     return outcome
 
 
-def build(config: Config, run_dir: Path, world: World, stop: StopSignal, progress: Progress) -> Training:
-    data_dir = Path(config.data.dir)
-    betons = manifest.load(data_dir, config.data.dataset)
+@contextmanager
+def data(config: Config, run_dir: Path, world: World) -> Iterator[tuple[Path, Manifest]]:
+    """Where the betons are to be read, and what they hold."""
+    source = Path(config.data.dir)
+    betons = manifest.load(source, config.data.dataset)
+    if not config.data.stage:
+        yield source, betons
+        return
+    splits = tuple(split for split in ("train", config.data.evaluate_on) if split in betons.splits)
+    with staging.staged(source, betons, splits, run_dir, world, warn=print if world.rank == 0 else lambda line: None) as directory:
+        yield directory, betons
+
+
+def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world: World, stop: StopSignal, progress: Progress) -> Training:
     plan = schedule.plan(config, world.size, betons.splits["train"].samples)
     tracker = Tracker(run_dir, plan.last_step, writes=world.rank == 0)
     torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape
@@ -71,9 +84,9 @@ def build(config: Config, run_dir: Path, world: World, stop: StopSignal, progres
         config=config, plan=plan, world=world, model=model, optimizer=optim.build(config.optim, model),
         scaler=optim.scaler(config.train.precision, world.device),
         normalise=Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device),
-        train_data=loader(config, betons, "train", plan.local_batch, world),
-        eval_data=loader(config, betons, config.data.evaluate_on, config.train.eval_batch, world),
-        tracker=tracker, progress=progress, stop=stop, save=lambda: save(run, run_dir, betons))
+        train_data=loader(config, data_dir, betons, "train", plan.local_batch, world),
+        eval_data=loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world),
+        tracker=tracker, progress=progress, ballot=Ballot(stop, world), save=lambda: save(run, run_dir, betons))
     announce(run, betons)
     return run
 
@@ -94,11 +107,11 @@ def data_parallel(model: nn.Module, world: World) -> DistributedDataParallel:
     return parallel
 
 
-def loader(config: Config, betons: Manifest, split: str, batch_size: int, world: World) -> StreamingLoader:
+def loader(config: Config, data_dir: Path, betons: Manifest, split: str, batch_size: int, world: World) -> StreamingLoader:
     """A verified beton's loader; that of `train` crops and flips."""
-    path = manifest.verify(Path(config.data.dir), betons, split)
+    path = manifest.verify(data_dir, betons, split)
     if betons.shape is None:
-        raise ValueError(f"data.dir = {config.data.dir!r} holds images of different sizes, which cannot be batched: "
+        raise ValueError(f"data.dir = {str(data_dir)!r} holds images of different sizes, which cannot be batched: "
                          "prepare images of one size")
     crop_flip = None
     if split == "train" and (config.data.pad or config.data.flip != "none"):
@@ -120,21 +133,37 @@ def announce(run: Training, betons: Manifest) -> None:
             f"prepare with --val 0")
 
 
-def save(run: Training, run_dir: Path, betons: Manifest) -> None:
+def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
+    """Write a checkpoint. Returns whether that went well: a full disk costs a checkpoint, not the training.
+
+    After the last step there is no next time: it is tried again for half of train.timeout_s, then OSError is raised."""
     state = {
         "model": run.model.module.state_dict(), "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
-        "progress": run.progress.state(), "config": run.config.to_dict(), "wandb_id": run.tracker.wandb_id,
-        "data": betons.digest(), "world_size": run.world.size, "global_batch": run.plan.global_batch,
+        "progress": run.progress.state(), "sums": run.sums.total(run.world), "config": run.config.to_dict(),
+        "wandb_id": run.tracker.wandb_id, "data": betons.digest(), "world_size": run.world.size, "global_batch": run.plan.global_batch,
     }
-    best = run.progress.best_step == run.progress.step
-    checkpoint.save(run_dir / "checkpoints", state, run.progress.step, best, run.world)
+    best, step = run.progress.best_step == run.progress.step, run.progress.step
+    deadline = time.monotonic() + run.config.train.timeout_s / 2
+    while True:
+        try:
+            checkpoint.save(run_dir / "checkpoints", state, step, best, run.world)
+            return True
+        except OSError as error:
+            last = step == run.plan.last_step
+            run.tracker.say(f"warning: the checkpoint of step {step} could not be written ({error}); "
+                            + ("trying again" if last else "training goes on, the next one is tried"))
+            if not last:
+                return False
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(5)
 
 
-def resume(run: Training, run_dir: Path) -> None:
+def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
     """Take up the latest whole checkpoint, if there is one, and open the tracker there."""
     state = checkpoint.load_latest(run_dir / "checkpoints", run.world)
     if state is not None:
-        require_same_betons(state, manifest.load(Path(run.config.data.dir)), run_dir)
+        require_same_betons(state, betons, run_dir)
         if state["global_batch"] != run.plan.global_batch:
             raise ValueError(f"RUN_DIR {run_dir} was trained with a global batch of {state['global_batch']} ({state['world_size']} workers), "
                              f"and {run.world.size} workers make {run.plan.global_batch}: use {state['world_size']} workers again (to be free "
@@ -143,6 +172,7 @@ def resume(run: Training, run_dir: Path) -> None:
         run.optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
         run.progress.restore(state["progress"])
+        run.sums.restore(state["sums"], run.world)
         run.tracker.say(f"resuming at step {run.progress.step}"
                         + (f" (world size {state['world_size']} before)" if state["world_size"] != run.world.size else ""))
     run.tracker.start(run.config.tracking, run.config.to_dict(), run.progress.step, state["wandb_id"] if state else "")
@@ -154,11 +184,11 @@ def require_same_betons(state: dict[str, Any], betons: Manifest, run_dir: Path) 
                          f"({betons.digest()}): restore them, or give another --run-dir")
 
 
-def finish(run: Training, run_dir: Path) -> None:
+def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
     """summary.json, curves.png, and the last words to W&B; on rank 0."""
     if run.world.rank != 0:
         return
-    result = summary(run)
+    result = summary(run, betons)
     picture = report.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
     run.tracker.finish(result, picture)
     aside = run_dir / "summary.json.partial"
@@ -166,11 +196,11 @@ def finish(run: Training, run_dir: Path) -> None:
     os.replace(aside, run_dir / "summary.json")
 
 
-def summary(run: Training) -> dict[str, Any]:
+def summary(run: Training, betons: Manifest) -> dict[str, Any]:
     progress, seconds = run.progress, run.progress.clock.booked()
     samples = progress.step * run.plan.global_batch
     return {
-        "config_digest": run.config.digest(), "dataset": manifest.load(Path(run.config.data.dir)).dataset,
+        "config_digest": run.config.digest(), "dataset": betons.dataset,
         "model": run.config.model.name, "world_size": run.world.size, "device": run.world.device.type,
         "parameters": sum(p.numel() for p in run.model.parameters()), "steps": progress.step, "samples": samples,
         "evaluated_on": run.config.data.evaluate_on,
@@ -189,12 +219,13 @@ def evaluate(run_dir: Path | str, which: str) -> Means:
     config = config_file.load(run_dir / "config.yaml")
     state = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
     with distributed.connect(config.train.device, config.train.timeout_s) as world:
-        betons = manifest.load(Path(config.data.dir), config.data.dataset)
+        data_dir = Path(config.data.dir)
+        betons = manifest.load(data_dir, config.data.dataset)
         require_same_betons(state, betons, run_dir)
         model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
         model.load_state_dict(state["model"])
         normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
-        return train.evaluate(model, loader(config, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world)
+        return train.evaluate(model, loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world)
 
 
 @contextmanager

@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
                                             "print the folder to give to that runner.")
     stage.add_argument("config", type=Path, metavar="CONFIG")
     stage.add_argument("--run-dir", type=Path)
+    for key in ("max_restarts", "max_faults"):
+        field = cluster.Cluster.__dataclass_fields__[key]
+        stage.add_argument(f"--{key.replace('_', '-')}", type=int, default=field.default,
+                           help=f"{field.metadata['comment']} ({field.default})")
     settle = commands.add_parser("settle", description="For batch scripts, after their srun: say who failed and why. Ends with "
                                                         "75 where the job should be requeued.")
     settle.add_argument("folder", type=Path, help="what `stage` printed")
@@ -73,6 +77,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job (1)")
     parser.add_argument("--workers-per-node", type=int, help="workers on each node (one per GPU; on the CPU two)")
     parser.add_argument("--run-dir", type=Path, help="where everything is kept (runs/CONFIG-DIGEST)")
+    parser.add_argument("--wait", action="store_true", help="SLURM: follow the job, start its requeues at once, end with its exit code")
+    parser.add_argument("--dry-run", action="store_true", help="SLURM: print the batch script, and do nothing")
 
 
 def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, Config]:
@@ -119,12 +125,19 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     where = cluster.load(None if options.cluster in ("local", "debug", "slurm") else Path(options.cluster))
     if options.nodes != 1 and not on_slurm:
         raise ValueError(f"--nodes {options.nodes}: --cluster {options.cluster} has one node; use --workers-per-node, or --cluster slurm")
+    if (options.wait or options.dry_run) and not on_slurm:
+        raise ValueError(f"--wait and --dry-run are for SLURM jobs: leave them out with --cluster {options.cluster}")
     directory, config = resolve_run(options, overrides)
     if on_slurm:
         workers = options.workers_per_node or where.gpus_per_node or 1
     else:
         workers = 1 if options.cluster == "debug" else options.workers_per_node or local.default_workers(config.train.device)
         local.check(workers, config.train.device)
+    if options.dry_run:
+        from launch import slurm
+
+        print(slurm.script(directory, where, options.nodes, workers))
+        return 0
     check(config, options.nodes * workers)
     run_dir.create(directory, config)
     if (directory / "summary.json").exists():
@@ -132,7 +145,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return compare_runs([directory], directory / "curves.png")
     print(f"run directory: {directory}", flush=True)
     if on_slurm:
-        return _queue(directory, where, options.nodes, workers)
+        return _queue(directory, where, options.nodes, workers, options.wait)
     outcome = _in_this_process(directory) if options.cluster == "debug" else local.train(directory, workers, config.train.device)
     if outcome != COMPLETED:
         print(f"{outcome}: the same command goes on from the last checkpoint")
@@ -145,7 +158,10 @@ def stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     directory, config = resolve_run(options, overrides)
     run_dir.create(directory, config)
-    print(slurm.stage(directory, cluster.Cluster().max_restarts))
+    if (directory / "summary.json").exists():
+        print(f"{directory} is complete", file=sys.stderr)
+        return 0
+    print(slurm.stage(directory, cluster.Cluster(max_restarts=options.max_restarts, max_faults=options.max_faults)))
     return 0
 
 
@@ -166,12 +182,19 @@ def check(config: Config, world_size: int) -> None:
     schedule.plan(config, world_size, betons.splits["train"].samples)
 
 
-def _queue(directory: Path, where: cluster.Cluster, nodes: int, workers: int) -> int:
-    from launch import slurm
+def _queue(directory: Path, where: cluster.Cluster, nodes: int, workers: int, wait: bool) -> int:
+    from launch import follow, slurm
 
     job = slurm.submit(directory, where, nodes, workers)
-    print(f"job {job} queued\n  follow: tail -F {directory}/logs/{job}_0_log.out\n  cancel: scancel {job}\n  resume: the same command")
-    return 0
+    log = directory / "logs" / f"{job}_0_log.out"
+    print(f"job {job} queued\n  follow: tail -F {log}\n  cancel: scancel {job}\n  resume: the same command", flush=True)
+    if not wait:
+        return 0
+    try:
+        return follow.follow(job, log)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on; cancel it with scancel {job}", file=sys.stderr)
+        return 130
 
 
 def _in_this_process(directory: Path) -> str:

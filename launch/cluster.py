@@ -25,7 +25,8 @@ class Cluster:
     mem: Optional[str] = knob(None, "per node, such as 64G")
     time: int = knob(60, "time limit of one start, in minutes; the job is requeued until it is done")
     signal_delay_s: int = knob(120, "seconds before the time limit at which the training saves and leaves")
-    max_restarts: int = knob(1000, "after time limits; preemptions are not counted")
+    max_restarts: int = knob(1000, "starts after time limits; preemptions are not counted")
+    max_faults: int = knob(5, "starts after workers that were killed, by a faulty node perhaps")
     setup: tuple[str, ...] = knob((), "shell lines to run before the workers, such as `module load`")
     srun_args: tuple[str, ...] = knob((), "extra arguments of srun")
 
@@ -33,6 +34,7 @@ class Cluster:
         for key in ("gpus_per_node", "cpus_per_task", "time", "signal_delay_s", "max_restarts"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"cluster file: {key}", value, "must be at least 1")
+        require(self.max_faults >= 0, "cluster file: max_faults", self.max_faults, "must be 0 or more")
         require(self.signal_delay_s < 60 * self.time, "cluster file: signal_delay_s", self.signal_delay_s,
                 f"must be less than the time limit of {self.time} minutes")
 

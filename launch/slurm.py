@@ -1,4 +1,4 @@
-"""Submits a training to SLURM through submitit, and stages the same task for a batch script of one's own."""
+"""Submits a training to SLURM through submitit, and stages and settles the same task for a batch script of one's own."""
 
 import os
 import shlex
@@ -17,26 +17,44 @@ from launch.cluster import Cluster
 from launch.task import WorkerTask, requeued_marker, restarts
 
 REQUEUE = 75  # EX_TEMPFAIL
-MAX_FAULTS = 5  # requeues of one job after workers that ended without a word
+FAILURES = "failures.txt"  # in the logs: one line per start that failed
 
 
 def submit(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> str:
     """Queue the training; returns the job id. Raises RuntimeError where there is no SLURM."""
     if not shutil.which("sbatch"):
         raise RuntimeError("--cluster slurm: sbatch is not on the PATH; run this on a login node, or use --cluster local")
-    executor = SlurmExecutor(run_dir / "logs", max_num_timeout=cluster.max_restarts,
-                             python=f"env --block-signal=USR2 {shlex.quote(sys.executable)}")  # until Python has its handler
+    task = WorkerTask(str(run_dir.resolve()), max_faults=cluster.max_faults)
+    return executor(run_dir, cluster, nodes, workers_per_node).submit(task).job_id
+
+
+def script(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> str:
+    """The batch script that `submit` would hand to sbatch."""
+    made = executor(run_dir, cluster, nodes, workers_per_node)
+    return made._make_submission_file_text(made._submitit_command_str, "")
+
+
+def executor(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> SlurmExecutor:
+    """submitit's executor, whose batch script also settles how the workers ended, as slurm/common.sh does."""
+    folder = (run_dir / "logs").resolve()
+    python = shlex.quote(sys.executable)
+    made = SlurmExecutor(folder, max_num_timeout=cluster.max_restarts,
+                         python=f"env --block-signal=USR2 {python}")  # until Python has its handler
     given = {key: getattr(cluster, key) for key in
              ("partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem")}
-    executor.update_parameters(
+    made.update_parameters(
         job_name=run_dir.name, nodes=nodes, ntasks_per_node=workers_per_node, time=cluster.time,
-        signal_delay_s=cluster.signal_delay_s, stderr_to_stdout=True, setup=list(cluster.setup),
-        srun_args=["--kill-on-bad-exit=1", *cluster.srun_args], additional_parameters={"requeue": True},
+        signal_delay_s=cluster.signal_delay_s, stderr_to_stdout=True,
+        srun_args=["--kill-on-bad-exit=1", "--open-mode=append", *cluster.srun_args], additional_parameters={"requeue": True},
+        setup=["trap ':' USR1 USR2  # `scancel --full` sends them to this shell too", *cluster.setup,
+               *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else [])],
+        teardown=[f"{python} -m launch settle {shlex.quote(str(folder))}", "code=$?",
+                  f'[ $code = {REQUEUE} ] && scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}" && sleep 60', "exit $code"],
         **{key: value for key, value in given.items() if value is not None})
-    return executor.submit(WorkerTask(str(run_dir.resolve()))).job_id
+    return made
 
 
-def stage(run_dir: Path, max_restarts: int) -> Path:
+def stage(run_dir: Path, cluster: Cluster) -> Path:
     """Inside a batch script: put the task where submitit's runner looks for it under this job's id; returns the folder.
 
     After a requeue the task that submitit wrote is kept: it counts the restarts. A task of another job that had the same
@@ -45,13 +63,13 @@ def stage(run_dir: Path, max_restarts: int) -> Path:
     folder = (run_dir / "logs").resolve()
     path = JobPaths(folder, job_id).submitted_pickle
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (*folder.glob(f"{job_id}_*.save_tmp"), *folder.glob(f"{job_id}_*_result.pkl")):
+    for leftover in folder.glob(f"{job_id}_*.save_tmp"):
         leftover.unlink()
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not path.exists():
         for old in (f for kind in ("fault", "requeued", "rendezvous") for f in folder.glob(f"{kind}-{job_id}-*")):
             old.unlink()
-        task = DelayedSubmission(WorkerTask(str(run_dir.resolve())))
-        task.set_timeout(_minutes(), max_restarts)
+        task = DelayedSubmission(WorkerTask(str(run_dir.resolve()), max_faults=cluster.max_faults))
+        task.set_timeout(_minutes(), cluster.max_restarts)
         aside = path.with_suffix(".new")
         task.dump(aside)
         os.replace(aside, path)
@@ -61,7 +79,7 @@ def stage(run_dir: Path, max_restarts: int) -> Path:
 def settle(folder: Path) -> int:
     """Inside a batch script, after srun: say who failed and why; returns the script's exit code.
 
-    REQUEUE where a worker ended without a word, as one does that is killed, or whose node is: up to MAX_FAULTS times. A
+    REQUEUE where a worker ended without a word, as one does that is killed, or whose node is: up to max_faults times. A
     Python exception would come again: it is not requeued."""
     job_id = _job_id()
     workers, nodes = int(os.environ["SLURM_NTASKS"]), SlurmJobEnvironment().hostnames
@@ -71,15 +89,25 @@ def settle(folder: Path) -> int:
     if failure.exception is None and requeued_marker(folder, job_id).exists():
         return 0  # SLURM is about to end this start of the job
     node = nodes[failure.rank * len(nodes) // workers]
-    print(f"start {restarts() + 1} of job {job_id}: {failure.tell(f' on {node}')}", flush=True)
+    _tell(folder, f"start {restarts() + 1} of job {job_id}: {failure.tell(f' on {node}')}")
     if failure.exception is not None:
         return 1
     (folder / f"fault-{job_id}-{restarts()}").touch()
-    faults = len(list(folder.glob(f"fault-{job_id}-*")))
-    if faults > MAX_FAULTS:
-        print(f"{faults} such ends: not requeued again")
+    faults, limit = len(list(folder.glob(f"fault-{job_id}-*"))), _max_faults(folder, job_id)
+    if faults > limit:
+        _tell(folder, f"{faults} such ends, and max_faults is {limit}: not requeued again")
         return 1
     return REQUEUE
+
+
+def _tell(folder: Path, line: str) -> None:
+    print(line, flush=True)
+    with open(folder / FAILURES, "a") as file:
+        file.write(line + "\n")
+
+
+def _max_faults(folder: Path, job_id: str) -> int:
+    return DelayedSubmission.load(JobPaths(folder, job_id).submitted_pickle).function.max_faults
 
 
 def _job_id() -> str:

@@ -23,10 +23,12 @@ RENDEZVOUS_SECONDS = 300
 class WorkerTask:
     """Trains the run of run_dir. Holds nothing else that the training needs: to resume is to call it again.
 
-    launcher: process id of a launcher on this machine, without which the worker must not go on."""
+    launcher: process id of a launcher on this machine, without which the worker must not go on.
+    max_faults: how often SLURM may start the job again after workers that ended without a word."""
 
     run_dir: str
     launcher: int | None = None
+    max_faults: int = 5
     attempt: int = 0
 
     def __call__(self) -> str:
@@ -34,13 +36,8 @@ class WorkerTask:
         if self.launcher:
             threading.Thread(target=_end_with, args=(self.launcher,), daemon=True).start()
         job = JobEnvironment()
-        local_size = job.num_tasks // job.num_nodes
-        pin(job.local_rank, local_size)
-        address, port = self.rendezvous(job)
-        os.environ.update(RANK=str(job.global_rank), LOCAL_RANK=str(job.local_rank), WORLD_SIZE=str(job.num_tasks),
-                          LOCAL_WORLD_SIZE=str(local_size), MASTER_ADDR=address, MASTER_PORT=port)
-        if job.num_nodes == 1:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
+        job.paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
+        self.join(job)
         from dist_resnet import worker
 
         outcome = worker.main(self.run_dir, stop)
@@ -51,6 +48,16 @@ class WorkerTask:
                 requeue(signal.SIGUSR2, None)  # submitit's: calls checkpoint(), requeues the job, exits
             sys.exit(0)  # without a result, which would be read as the job's end
         return outcome
+
+    def join(self, job: JobEnvironment) -> None:
+        """Set the six variables for this worker of the job, and keep to its CPUs."""
+        local_size = job.num_tasks // job.num_nodes
+        pin(job.local_rank, local_size)
+        address, port = self.rendezvous(job)
+        os.environ.update(RANK=str(job.global_rank), LOCAL_RANK=str(job.local_rank), WORLD_SIZE=str(job.num_tasks),
+                          LOCAL_WORLD_SIZE=str(local_size), MASTER_ADDR=address, MASTER_PORT=port)
+        if job.num_nodes == 1:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit when it requeues: the same task once more. The weights are in RUN_DIR already."""

@@ -2,29 +2,28 @@
 
 import json
 import random
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from submitit import SlurmExecutor
 
 from conftest import ROOT, Cli, assert_identical
+from dist_resnet import config_file
 from dist_resnet.tracking import read_metrics
+from frozen_bn import STEPS, FrozenBN
+from launch import cluster as cluster_file
+from launch import follow, run_dir, slurm
 
 sys.path.insert(0, str(ROOT / "slurm"))
 from local_cluster import LocalCluster  # noqa: E402
-
-SCRIPT = ROOT / "slurm/resnet110.sh"
-ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+from local_job import Job, kill_node, revive_node, sbatch, stand_still_until_signalled  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, LocalCluster(Path(folder)) as running:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, LocalCluster(Path(folder), cpus=4) as running:
         yield running
 
 
@@ -46,55 +45,15 @@ def straight(tmp_path_factory, overrides):
     return directory / "run"
 
 
-class Job:
-    def __init__(self, cluster, run_dir, overrides, *options):
-        self.cluster, self.run_dir, self.output = cluster, run_dir, run_dir.parent / "batch.out"
-        environment = {**cluster.environment, "DIST_RESNET_PYTHON": sys.executable}
-        submitted = subprocess.run(["sbatch", "--parsable", f"--output={self.output}", *options, str(SCRIPT), *overrides, "--run-dir", str(run_dir)],
-                                   cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert submitted.returncode == 0, submitted.stderr
-        self.id = submitted.stdout.strip()
-
-    def field(self, name):
-        shown = self.cluster.command("scontrol", "show", "job", self.id)
-        return shown.split(f"{name}=", 1)[1].split()[0]
-
-    def wait_for_step(self, step, seconds=120):
-        self._until(lambda: any(r["step"] >= step for r in read_metrics(self.run_dir)), seconds)
-
-    def wait_for_end(self, seconds=240):
-        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not before the node has
-        reported the end of the earlier start, which would be taken for the end of the new one."""
-        def ended():
-            if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
-                time.sleep(4)
-                subprocess.run(["scontrol", "update", f"JobId={self.id}", "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
-            if self.field("JobState") not in ENDS:
-                return False
-            time.sleep(2)  # a job about to be requeued may look as if it had failed
-            return self.field("JobState") in ENDS
-        self._until(ended, seconds)
-        return self.field("JobState")
-
-    def workers(self):
-        """This job's worker processes, of all nodes."""
-        return [p for p in psutil.process_iter(["name", "cmdline"])
-                if p.info["name"].startswith("python") and p.info["cmdline"][-3:-1] == ["-m", "submitit.core._submit"] and str(self.run_dir) in p.info["cmdline"][-1]]
-
-    def _until(self, condition, seconds):
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"job {self.id} is {self.field('JobState')}:\n{self.log()}"
-            time.sleep(0.2)
-
-    def log(self):
-        logs = sorted(self.run_dir.glob("logs/*_log.out")) if self.run_dir.exists() else []
-        return "\n".join(f"--- {p}\n{p.read_text()}" for p in (self.output, *logs) if p.exists())
-
-
 def test_it_runs_on_two_nodes_and_leaves_everything(cluster, overrides, straight, tmp_path):
-    job = Job(cluster, tmp_path / "run", overrides)
+    """And its workers read copies of the betons on their node's own disk, which are gone afterwards."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    job = sbatch(cluster, tmp_path / "run", [*overrides, "--data.stage", "true"], TMPDIR=str(scratch))
+    job.wait_for_step(2)
+    assert {p.name for p in scratch.glob("dist_resnet-*/*")} == {"manifest.json", "train.beton", "test.beton"}, job.log()
     assert job.wait_for_end() == "COMPLETED", job.log()
+    assert not list(scratch.iterdir())
     summary = json.loads((job.run_dir / "summary.json").read_text())
     assert (summary["world_size"], summary["steps"]) == (4, 30) and (job.run_dir / "curves.png").exists()
     assert len(list(job.run_dir.glob("wandb/offline-run-*/run-*.wandb"))) == 1
@@ -103,7 +62,7 @@ def test_it_runs_on_two_nodes_and_leaves_everything(cluster, overrides, straight
 
 
 def test_preempted_it_requeues_and_ends_bit_identical(cluster, overrides, straight, tmp_path):
-    job = Job(cluster, tmp_path / "run", overrides)
+    job = sbatch(cluster, tmp_path / "run", overrides)
     job.wait_for_step(8)
     cluster.command("scancel", "--signal=USR2", job.id)
     assert job.wait_for_end() == "COMPLETED", job.log()
@@ -112,15 +71,17 @@ def test_preempted_it_requeues_and_ends_bit_identical(cluster, overrides, straig
 
 
 def test_at_its_time_limit_it_saves_and_goes_on(cluster, overrides, straight, tmp_path):
-    """The signal comes while Python is starting. (A job of less than ten minutes always looks timed out to submitit.)"""
-    job = Job(cluster, tmp_path / "run", overrides, "--time=2", "--signal=USR2@118")
+    """(A job of less than ten minutes always looks timed out to submitit.)"""
+    job = sbatch(cluster, tmp_path / "run", overrides, "--time=2", "--signal=USR2@100")
+    job.wait_for_step(4)
+    stand_still_until_signalled(job)
     assert job.wait_for_end() == "COMPLETED", job.log()
     assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log() and "resuming at step" in job.log(), job.log()
     assert_identical(straight, job.run_dir)
 
 
 def test_a_killed_worker_ends_the_job_says_so_and_it_goes_on(cluster, overrides, straight, tmp_path):
-    job = Job(cluster, tmp_path / "run", overrides)
+    job = sbatch(cluster, tmp_path / "run", overrides)
     job.wait_for_step(8)
     workers = job.workers()
     assert len(workers) == 4
@@ -132,27 +93,89 @@ def test_a_killed_worker_ends_the_job_says_so_and_it_goes_on(cluster, overrides,
 
 
 def test_an_exception_is_told_with_rank_and_node_and_not_requeued(cluster, overrides, tmp_path):
-    job = Job(cluster, tmp_path / "run", [*overrides, "--schedule.warmup_lr", "1e30", "--train.precision", "fp32"])
+    job = sbatch(cluster, tmp_path / "run", [*overrides, "--schedule.warmup_lr", "1e30", "--train.precision", "fp32"])
     assert job.wait_for_end() == "FAILED", job.log()
     told = job.output.read_text()
     assert job.field("Restarts") == "0" and "not finite" in told and "rank" in told and " on n" in told, told
 
 
-def test_a_node_that_goes_down_costs_only_the_steps_since_the_checkpoint(cluster, overrides, straight, tmp_path):
-    job = Job(cluster, tmp_path / "run", overrides)
+def test_a_node_that_dies_costs_only_the_steps_since_the_checkpoint_and_fewer_nodes_go_on(cluster, overrides, straight, tmp_path):
+    job = sbatch(cluster, tmp_path / "run", overrides, "--nodes=1-2")
     job.wait_for_step(8)
-    cluster.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
-    cluster.command("scontrol", "update", "NodeName=n2", "State=RESUME")
-    assert job.wait_for_end() == "COMPLETED", job.log()
-    assert job.field("Restarts") == "1"
-    assert_identical(straight, job.run_dir)
+    kill_node(cluster, "n2", job)
+    try:
+        assert job.wait_for_end() == "COMPLETED", job.log()
+    finally:
+        revive_node(cluster, "n2")
+    assert job.field("Restarts") == "1" and "(world size 4 before)" in job.log()
+    here, there = ({r["step"]: r["train/loss"] for r in read_metrics(d) if "lr" in r} for d in (job.run_dir, straight))
+    assert here.keys() == there.keys() and len(here) == 15
+    assert [here[step] for step in (2, 4)] == [there[step] for step in (2, 4)]  # before it, bit for bit
+    assert list(here.values()) == pytest.approx(list(there.values()), rel=0.3)  # BN over 24 samples in place of 12
 
 
 def test_scancel_saves_and_ends_for_good(cluster, overrides, straight, tmp_path):
-    job = Job(cluster, tmp_path / "run", overrides)
+    job = sbatch(cluster, tmp_path / "run", overrides)
     job.wait_for_step(8)
     cluster.command("scancel", job.id)
     assert job.wait_for_end() == "CANCELLED" and "terminated: saved at step" in job.log(), job.log()
-    again = Job(cluster, job.run_dir, overrides)
+    again = sbatch(cluster, job.run_dir, overrides)
     assert again.wait_for_end() == "COMPLETED", again.log()
     assert_identical(straight, job.run_dir)
+
+
+def test_from_a_cluster_file_with_a_worker_that_hangs(cluster, overrides, straight, tmp_path, monkeypatch):
+    """`--wait` shows the log, starts the requeue at once, and ends as the job does."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    (tmp_path / "here.yaml").write_text("{gpus_per_node: 2, cpus_per_task: 1, time: 10, setup: [export GREETING=hello, echo $GREETING]}")
+    cli = Cli(tmp_path)
+    waiting = cli.start("train", ROOT / "configs/resnet110.yaml", *overrides, "--train.timeout_s", 25, "--run-dir", tmp_path / "run",
+                        "--cluster", "here.yaml", "--nodes", 2, "--wait")
+    job = Job(cluster, tmp_path / "run", tmp_path / "none", id="1")
+    job.until(lambda: any(r["step"] >= 8 for r in read_metrics(job.run_dir)) or waiting.poll() is not None, 120)
+    random.choice(job.workers()).suspend()
+    output, _ = waiting.communicate(timeout=300)
+    assert waiting.returncode == 0, output
+    for said in ("hello", "scancel", "start 1 of job", "ended without a word", "resuming at step", "step 30/30"):
+        assert said in output, (said, output)
+    assert "start 1 of job" in (tmp_path / "run/logs/failures.txt").read_text()
+    assert_identical(straight, tmp_path / "run")
+
+
+def test_eight_workers_train_as_one_does(cluster, overrides, tmp_path, monkeypatch):
+    """The same images, cropped and flipped the same way, and so the same losses, where BN does not depend on the worker's share."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    config = config_file.load(ROOT / "configs/resnet110.yaml", [*overrides, "--train.precision", "fp32", "--tracking.wandb", "disabled"])
+    jobs = {}
+    for nodes, tasks in ((2, 4), (1, 1)):
+        directory = tmp_path / str(nodes * tasks)
+        run_dir.create(directory, config)
+        executor = SlurmExecutor(directory / "logs")
+        executor.update_parameters(nodes=nodes, ntasks_per_node=tasks, cpus_per_task=1, time=10, stderr_to_stdout=True)
+        jobs[directory] = executor.submit(FrozenBN(str(directory)))
+    for directory, job in jobs.items():
+        assert follow.follow(job.job_id, job.paths.stdout) == 0
+    eight, one = (json.loads((directory / "frozen.json").read_text()) for directory in jobs)
+    assert (eight["world_size"], one["world_size"], len(one["losses"])) == (8, 1, STEPS)
+    assert eight["images"] == one["images"] and len(set(one["images"][0])) == 48
+    assert eight["losses"] == pytest.approx(one["losses"], rel=1e-4) and one["losses"][0] != one["losses"][-1]
+
+
+def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
+    (tmp_path / "c.yaml").write_text("""
+{partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: 8, cpus_per_task: 7, mem: 60G, time: 90,
+ signal_delay_s: 77, max_restarts: 5, max_faults: 2, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"]}""")
+    where = cluster_file.load(tmp_path / "c.yaml")
+    text = slurm.script(tmp_path / "run", where, 4, 8)
+    for flag in ("partition=p1", "account=a1", "qos=q1", "constraint=c1", '"exclude=x[1-2]"', "gpus-per-node=8", "cpus-per-task=7", "mem=60GB",
+                 "time=90", "signal=USR2@77", "nodes=4", "ntasks-per-node=8", "requeue", "open-mode=append", "job-name=run"):
+        assert any(line.strip('"').endswith(flag.strip('"')) for line in text.splitlines() if line.startswith("#SBATCH")), (flag, text)
+    assert "module load m1\n" in text and "export SRUN_CPUS_PER_TASK=7\n" in text and "trap ':' USR1 USR2" in text
+    (srun,) = [line for line in text.splitlines() if line.startswith("srun ")]
+    assert "--mpi=none '--cpu-bind=v erbose'" in srun and "--kill-on-bad-exit=1" in srun and "env --block-signal=USR2" in srun
+    assert text.index("srun ") < text.index("launch settle") < text.index("scontrol requeue")
+    assert slurm.executor(tmp_path / "run", where, 4, 8).max_num_timeout == 5
+    unread = {"max_restarts", "max_faults"}  # submitit's and settle's
+    assert {k for k in cluster_file.Cluster.__dataclass_fields__} - unread == {
+        "partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem", "time", "signal_delay_s", "setup", "srun_args"}

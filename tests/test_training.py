@@ -1,5 +1,6 @@
 """Trainings as a user runs them: two workers under submitit, killed and preempted, and bit-identical in the end."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -132,7 +133,7 @@ def test_a_preemption_while_python_is_starting_is_not_lost(straight, cli, config
     for worker in workers_of(process):  # torch is being imported
         worker.send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0 and "preempted: saved at step 2" in output, output
+    assert process.returncode == 0 and "preempted: saved at step 1;" in output, output
     assert_identical(straight[0], cli.directory / "run")
 
 
@@ -147,6 +148,28 @@ def test_ctrl_c_saves_and_leaves(straight, cli, config_path):
     code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
     assert code == 0, output
     assert_identical(straight[0], cli.directory / "run")
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_training(straight, cli, config_path):
+    """The kernel refuses rank 0 every file of more than 20,000 bytes for a while, as a full disk would."""
+    process = cli.start("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
+    run_dir = cli.directory / "run"
+    wait_for_step(run_dir, 6, process)
+    (rank0,) = [p for p in workers_of(process) if p.environ()["SUBMITIT_LOCAL_GLOBALID"] == "0"]
+    before = rank0.rlimit(psutil.RLIMIT_FSIZE)
+    rank0.rlimit(psutil.RLIMIT_FSIZE, (20_000, before[1]))
+    log = next(run_dir.glob("logs/*/*_0_log.out"))
+    while "could not be written" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    pointed = run_dir / "checkpoints" / (run_dir / "checkpoints/LATEST").read_text().strip()
+    digest, _, name = pointed.with_name(pointed.name + ".sha256").read_text().split(" ")
+    assert name.strip() == pointed.name and hashlib.sha256(pointed.read_bytes()).hexdigest() == digest
+    rank0.rlimit(psutil.RLIMIT_FSIZE, before)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0 and "File too large" in output and "training goes on" in output, output
+    assert_identical(straight[0], run_dir)
+    assert curves(straight[0]) == curves(run_dir) and not list(run_dir.glob("checkpoints/*.partial"))
 
 
 def without_last_checkpoint(run_dir, copy, damage):

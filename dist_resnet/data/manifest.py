@@ -39,7 +39,11 @@ class Manifest:
 
     def digest(self) -> str:
         """Sixteen hex digits that differ where the betons differ."""
-        return hashlib.sha256(json.dumps({k: s.sha256 for k, s in sorted(self.splits.items())}).encode()).hexdigest()[:16]
+        return digest_of(json.dumps({k: s.sha256 for k, s in sorted(self.splits.items())}))
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load(directory: Path, dataset: str | None = None) -> Manifest:

@@ -1,0 +1,105 @@
+"""A job on the local cluster, as a user would submit, watch and disturb it: for tests and benchmarks/chaos.py."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from dist_resnet.tracking import read_metrics
+from local_cluster import LocalCluster
+
+ROOT = Path(__file__).parent.parent
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+def sbatch(cluster: LocalCluster, run_dir: Path, overrides: Sequence[str], *options: str, **environment: str) -> "Job":
+    """`sbatch OPTIONS slurm/resnet110.sh OVERRIDES --run-dir RUN_DIR`."""
+    output = run_dir.parent / "batch.out"
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", f"--output={output}", *options, str(ROOT / "slurm/resnet110.sh"), *overrides, "--run-dir", str(run_dir)],
+        cwd=ROOT, env={**cluster.environment, "DIST_RESNET_PYTHON": sys.executable, **environment}, capture_output=True, text=True)
+    if submitted.returncode:
+        raise RuntimeError(submitted.stderr)
+    return Job(cluster, run_dir, output, submitted.stdout.strip())
+
+
+@dataclass
+class Job:
+    cluster: LocalCluster
+    run_dir: Path
+    output: Path  # of the batch script
+    id: str
+
+    def field(self, name: str) -> str:
+        """What `scontrol show job` says, such as JobState or Restarts."""
+        shown = self.cluster.command("scontrol", "show", "job", self.id)
+        return shown.split(f"{name}=", 1)[1].split()[0]
+
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+        self.until(lambda: any(r["step"] >= step for r in read_metrics(self.run_dir)), seconds)
+
+    def wait_for_end(self, seconds: float = 240) -> str:
+        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not before the node has
+        reported the end of the earlier start, which would be taken for the end of the new one."""
+        def ended() -> bool:
+            if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
+                time.sleep(4)
+                subprocess.run(["scontrol", "update", f"JobId={self.id}", "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
+            if self.field("JobState") not in ENDS:
+                return False
+            time.sleep(2)  # a job about to be requeued may look as if it had failed
+            return self.field("JobState") in ENDS
+        self.until(ended, seconds)
+        return self.field("JobState")
+
+    def workers(self, node: str | None = None) -> list[psutil.Process]:
+        """This job's worker processes, of one node or of all."""
+        return [p for p in psutil.process_iter(["name", "cmdline"])
+                if p.info["name"].startswith("python") and p.info["cmdline"][-3:-1] == ["-m", "submitit.core._submit"]
+                and str(self.run_dir) in p.info["cmdline"][-1] and node in (None, p.environ().get("SLURMD_NODENAME"))]
+
+    def log(self) -> str:
+        logs = sorted(self.run_dir.glob("logs/*_log.out")) if self.run_dir.exists() else []
+        return "\n".join(f"--- {p}\n{p.read_text()}" for p in (self.output, *logs) if p.exists())
+
+    def until(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {self.id} is {self.field('JobState')} after {seconds:.0f} s:\n{self.log()}")
+            time.sleep(0.2)
+
+
+def kill_node(cluster: LocalCluster, node: str, job: Job) -> None:
+    """As if the node had lost its power: its slurmd, its step managers and its workers, at once. SLURM is told, so that
+    nobody need wait for SlurmdTimeout."""
+    victims = [cluster.daemons[node], *(process for worker in job.workers(node) for process in (worker, worker.parent()) if process)]
+    for victim in victims:
+        victim.kill()
+    cluster.daemons.pop(node).wait()
+    cluster.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
+
+
+def revive_node(cluster: LocalCluster, node: str) -> None:
+    cluster.start_node(node)
+    cluster.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def stand_still_until_signalled(job: Job, number: signal.Signals = signal.SIGUSR2, seconds: float = 100) -> None:
+    """Stop all workers until SLURM, which looks at its jobs' time limits every half a minute, has sent them the signal."""
+    workers = job.workers()
+    for worker in workers:
+        worker.suspend()
+    job.until(lambda: all(_is_pending(worker.pid, number) for worker in workers), seconds)
+    for worker in workers:
+        worker.resume()
+
+
+def _is_pending(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd")))

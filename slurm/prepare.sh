@@ -1,0 +1,13 @@
+#!/bin/bash
+# Betons as a job: sbatch slurm/prepare.sh cifar10 --val 0 [--source PATH ...]
+#SBATCH --job-name=prepare
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+
+source "$SLURM_SUBMIT_DIR/slurm/common.sh"
+prepare "$@"
