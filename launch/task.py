@@ -36,7 +36,8 @@ class WorkerTask:
         if self.launcher:
             threading.Thread(target=_end_with, args=(self.launcher,), daemon=True).start()
         job = JobEnvironment()
-        job.paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
+        if "SUBMITIT_FOLDER" in os.environ:
+            job.paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
         self.join(job)
         from dist_resnet import worker
 

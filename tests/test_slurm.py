@@ -51,9 +51,10 @@ def test_it_runs_on_two_nodes_and_leaves_everything(cluster, overrides, straight
     scratch.mkdir()
     job = sbatch(cluster, tmp_path / "run", [*overrides, "--data.stage", "true"], TMPDIR=str(scratch))
     job.wait_for_step(2)
-    assert {p.name for p in scratch.glob("dist_resnet-*/*")} == {"manifest.json", "train.beton", "test.beton"}, job.log()
+    for node in ("n1", "n2"):
+        assert {p.name for p in scratch.glob(f"dist_resnet-{node}-*/*")} == {"manifest.json", "train.beton", "test.beton"}, job.log()
     assert job.wait_for_end() == "COMPLETED", job.log()
-    assert not list(scratch.iterdir())
+    assert not list(scratch.glob("dist_resnet-*"))
     summary = json.loads((job.run_dir / "summary.json").read_text())
     assert (summary["world_size"], summary["steps"]) == (4, 30) and (job.run_dir / "curves.png").exists()
     assert len(list(job.run_dir.glob("wandb/offline-run-*/run-*.wandb"))) == 1

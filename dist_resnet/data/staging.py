@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def _target(run_dir: Path, betons: Manifest) -> Path | None:
     for name in ("SLURM_TMPDIR", "TMPDIR"):
         parent = os.environ.get(name)
         if parent and Path(parent).is_dir():
-            return Path(parent) / f"dist_resnet-{os.getuid()}-{manifest.digest_of(str(run_dir.resolve()))}-{betons.digest()}"
+            node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # in case they share that directory
+            return Path(parent) / f"dist_resnet-{node}-{manifest.digest_of(str(run_dir.resolve()))}-{betons.digest()}"
     return None
 
 
