@@ -77,6 +77,8 @@ class Model:
 class Data:
     dir: str = knob("data/cifar10", "directory that `dist-resnet prepare` wrote: betons and manifest.json")
     dataset: Optional[str] = knob(None, "the data set that must be found there (cifar10, shapes ...); null: any")
+    residency: Literal["stream", "device", "auto"] = knob(
+        "auto", "read the beton as it is needed, or hold it whole on the training device; auto: hold it where it fits well")
     stage: bool = knob(False, "copy the betons to $SLURM_TMPDIR or $TMPDIR of each node first, and read them there")
     evaluate_on: Literal["test", "val"] = knob("test", "split to evaluate on; val is held out of train by `prepare --val N`")
     pad: int = knob(4, "pad by this many pixels of the mean colour, crop back at random; 0: no crop")

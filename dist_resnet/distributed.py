@@ -19,6 +19,7 @@ class World:
     size: int
     device: torch.device
     local_rank: int = 0  # its number on its node
+    local_size: int = 1
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over all ranks, in place."""
@@ -61,7 +62,7 @@ def connect(device: str, timeout_s: float) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s),
                             device_id=chosen if chosen.type == "cuda" else None)
-    yield World(rank, size, chosen, local_rank)
+    yield World(rank, size, chosen, local_rank, local_size)
     dist.destroy_process_group()
 
 

@@ -7,6 +7,8 @@ Lea and Flood 2014, "Fast splittable pseudorandom number generators"). The arith
 (uint64) and in torch (int64, whose products wrap the same way); data/augment.py compiles it for FFCV.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -37,6 +39,20 @@ def flip_key(seed: int, epoch: int, flip: str) -> tuple[int, int]:
     return key(seed, 0 if flip == "alternating" else epoch, FLIP), epoch % 2 if flip == "alternating" else 0
 
 
+@dataclass(frozen=True)
+class Augment:
+    """Pad by `pad` pixels of the colour `fill` (red, green, blue in 0..255), crop back at random, flip some."""
+
+    seed: int
+    pad: int
+    flip: str  # none, random or alternating
+    fill: tuple[int, int, int]
+
+    def keys(self, epoch: int) -> np.ndarray:
+        """What a sample's draws of this epoch are hashed with: uint64 (crop, flip, bit to add to the flip)."""
+        return np.array([key(self.seed, epoch, CROP), *flip_key(self.seed, epoch, self.flip)], np.uint64)
+
+
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The epoch's permutation of the sample ids: int64, shape (num_samples,)."""
     draws = mix(np.uint64(key(seed, epoch, ORDER)) ^ mix(np.arange(num_samples, dtype=np.uint64)))
@@ -61,27 +77,23 @@ def mix_torch(x: torch.Tensor) -> torch.Tensor:
     return x ^ shifted(x, 31)
 
 
-def augment(images: torch.Tensor, ids: torch.Tensor, draws: tuple[int, int], *, pad: int, flip: str,
-            fill: torch.Tensor) -> torch.Tensor:
-    """Crop and flip whole tensors with the very pixels of the FFCV operation.
+def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -> torch.Tensor:
+    """Crop and flip samples, with the very pixels of data/augment.py, on any device.
 
-    images: uint8 (N, H, W, C), of samples `ids`: int64 (N,); draws: (seed, epoch); fill: uint8 (C,), the colour of the
-    padding. Returns uint8 (N, H, W, C)."""
-    seed, epoch = draws
-    n, height, width, _ = images.shape
+    images: uint8 (samples, H, W, C), all of them; ids: int64 (N,), which to take. Returns uint8 (N, H, W, C)."""
+    _, height, width, _ = images.shape
+    crop_key, flip_key_, turned = (_signed(int(value)) for value in how.keys(epoch))
     hashed = mix_torch(ids)
-    crop = mix_torch(hashed ^ _signed(key(seed, epoch, CROP)))
-    flip_draw, turned = flip_key(seed, epoch, flip)
-    flipped = ((mix_torch(hashed ^ _signed(flip_draw)) & 1) ^ turned).bool() & (flip != "none")
-    dy = ((crop >> DY_SHIFT) & FIELD) % (2 * pad + 1) - pad
-    dx = ((crop >> DX_SHIFT) & FIELD) % (2 * pad + 1) - pad
-    columns = torch.arange(width, device=images.device).expand(n, width)
+    crop = mix_torch(hashed ^ crop_key)
+    flipped = ((mix_torch(hashed ^ flip_key_) & 1) ^ turned).bool() & (how.flip != "none")
+    dy = ((crop >> DY_SHIFT) & FIELD) % (2 * how.pad + 1) - how.pad
+    dx = ((crop >> DX_SHIFT) & FIELD) % (2 * how.pad + 1) - how.pad
+    columns = torch.arange(width, device=images.device).expand(len(ids), width)
     columns = torch.where(flipped[:, None], width - 1 - columns, columns) + dx[:, None]
     rows = torch.arange(height, device=images.device) + dy[:, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    samples = torch.arange(n, device=images.device)[:, None, None]
-    gathered = images[samples, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
-    return torch.where(inside[..., None], gathered, fill)
+    gathered = images[ids[:, None, None], rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    return torch.where(inside[..., None], gathered, torch.tensor(how.fill, dtype=torch.uint8, device=images.device))
 
 
 def _signed(value: int) -> int:

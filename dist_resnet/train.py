@@ -12,6 +12,7 @@ from torch import nn
 
 from dist_resnet import stream
 from dist_resnet.config import Config
+from dist_resnet.data.resident import ResidentLoader
 from dist_resnet.data.streaming import Batch, StreamingLoader
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means, Sums
@@ -20,6 +21,7 @@ from dist_resnet.schedule import Plan
 from dist_resnet.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking import Tracker
 
+DataLoader = StreamingLoader | ResidentLoader
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -55,8 +57,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     normalise: Normalise
-    train_data: StreamingLoader
-    eval_data: StreamingLoader
+    train_data: DataLoader
+    eval_data: DataLoader
     tracker: Tracker
     progress: Progress
     ballot: "Ballot"
@@ -178,7 +180,7 @@ def evaluate_and_log(run: Training, step: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: StreamingLoader, normalise: Normalise, world: World) -> Means:
+def evaluate(model: nn.Module, data: DataLoader, normalise: Normalise, world: World) -> Means:
     """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
 
     All ranks answer with rank 0's running BN statistics. The ranks may have different numbers of batches: the one

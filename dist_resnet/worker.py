@@ -25,16 +25,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_resnet import checkpoint, config_file, distributed, models, optim, report, schedule, train
 from dist_resnet.config import Config
-from dist_resnet.data import manifest, staging
-from dist_resnet.data.augment import CropFlip
+from dist_resnet.data import manifest, resident, staging
 from dist_resnet.data.manifest import Manifest
+from dist_resnet.data.resident import ResidentLoader
 from dist_resnet.data.streaming import StreamingLoader
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means
 from dist_resnet.progress import THRESHOLDS, Progress
 from dist_resnet.signals import COMPLETED, StopSignal
 from dist_resnet.tracking import Tracker
-from dist_resnet.train import Ballot, Normalise, Training
+from dist_resnet.stream import Augment
+from dist_resnet.train import Ballot, DataLoader, Normalise, Training
 
 
 def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
@@ -107,18 +108,31 @@ def data_parallel(model: nn.Module, world: World) -> DistributedDataParallel:
     return parallel
 
 
-def loader(config: Config, data_dir: Path, betons: Manifest, split: str, batch_size: int, world: World) -> StreamingLoader:
-    """A verified beton's loader; that of `train` crops and flips."""
+def loader(config: Config, data_dir: Path, betons: Manifest, split: str, batch_size: int, world: World) -> DataLoader:
+    """A verified beton's loader, streaming or resident; that of `train` crops and flips."""
     path = manifest.verify(data_dir, betons, split)
     if betons.shape is None:
         raise ValueError(f"data.dir = {str(data_dir)!r} holds images of different sizes, which cannot be batched: "
                          "prepare images of one size")
-    crop_flip = None
+    augment = None
     if split == "train" and (config.data.pad or config.data.flip != "none"):
-        fill = np.round(255 * np.array(betons.mean))
-        crop_flip = CropFlip(config.train.seed, config.data.pad, config.data.flip, fill)
-    return StreamingLoader(path, batch_size, world.device, augment=crop_flip, threads=config.data.loader_threads,
+        fill = tuple(round(255 * value) for value in betons.mean)
+        augment = Augment(config.train.seed, config.data.pad, config.data.flip, fill)
+    if is_resident(config, betons, world):
+        return ResidentLoader(path, batch_size, world.device, augment=augment, threads=config.data.loader_threads)
+    return StreamingLoader(path, batch_size, world.device, augment=augment, threads=config.data.loader_threads,
                            batches_ahead=config.data.batches_ahead, timeout_s=config.data.timeout_s)
+
+
+def is_resident(config: Config, betons: Manifest, world: World) -> bool:
+    """Whether the betons are to lie on the device. Raises ValueError where that is asked for and cannot be."""
+    if config.data.residency == "stream":
+        return False
+    copies = 1 if world.device.type == "cuda" else world.local_size
+    obstacle = resident.obstacle(betons, ("train", config.data.evaluate_on), world.device, copies)
+    if obstacle and config.data.residency == "device":
+        raise ValueError(f"data.residency = 'device': {obstacle}; use --data.residency stream, or auto")
+    return obstacle is None
 
 
 def announce(run: Training, betons: Manifest) -> None:

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from dist_resnet import stream
-from dist_resnet.data.augment import CropFlip
+from dist_resnet.data.augment import crop_flip_from
+from dist_resnet.data.resident import ResidentLoader
 from dist_resnet.data.streaming import StreamingLoader
+from dist_resnet.stream import Augment
 
 CPU = torch.device("cpu")
+HOW = Augment(seed=3, pad=4, flip="random", fill=(10, 20, 30))
 
 
 def test_known_hashes():
@@ -48,7 +51,7 @@ def draws(seed, epoch, n=20_000, pad=4, flip="random"):
     """dy, dx and flip of n samples, read off images whose pixels are their own coordinates."""
     grid = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"), -1)
     image = torch.cat([grid + 1, torch.zeros(32, 32, 1, dtype=torch.long)], -1).to(torch.uint8)
-    out = stream.augment(image.expand(n, 32, 32, 3), torch.arange(n), (seed, epoch), pad=pad, flip=flip, fill=torch.zeros(3, dtype=torch.uint8))
+    out = stream.augment(image.expand(n, 32, 32, 3), torch.arange(n), epoch, Augment(seed, pad, flip, (0, 0, 0)))
     flipped = out[:, 16, 16, 1] < out[:, 16, 15, 1]
     dy = out[:, 16, 16, 0].long() - 17
     dx = torch.where(flipped, out[:, 16, 15, 1].long() - 17, out[:, 16, 16, 1].long() - 17)
@@ -77,11 +80,10 @@ def test_alternating_flip_turns_round_every_epoch():
 
 @pytest.fixture(scope="module")
 def loaders(shapes_dir):
-    """path -> (raw loader, then augmenting ones with 1 and 2 threads)."""
+    """path -> (raw loader, then cropping and flipping ones: streaming with 1 and 2 threads, resident)."""
     path = shapes_dir / "train.beton"
-    fill = np.array([10, 20, 30])
     return (StreamingLoader(path, 64, CPU, threads=1),
-            *(StreamingLoader(path, 64, CPU, augment=CropFlip(3, 4, "random", fill), threads=n) for n in (1, 2)))
+            *(StreamingLoader(path, 64, CPU, augment=HOW, threads=n) for n in (1, 2)), ResidentLoader(path, 64, CPU, augment=HOW))
 
 
 def collect(loader, ids, epoch=0):
@@ -89,21 +91,39 @@ def collect(loader, ids, epoch=0):
     return torch.cat(images), torch.cat(labels)
 
 
-def test_compiled_and_torch_arithmetic_give_the_same_pixels(loaders):
-    raw, one, two = loaders
+def test_streamed_resident_and_torch_arithmetic_give_the_same_pixels(loaders):
+    raw, one, two, resident = loaders
     for epoch in (0, 5):
         ids = stream.epoch_order(3, epoch, raw.num_samples)
         images, labels = collect(one, ids, epoch)
-        threaded, _ = collect(two, ids, epoch)
         plain, plain_labels = collect(raw, ids)
-        expected = stream.augment(plain.permute(0, 2, 3, 1), torch.from_numpy(ids), (3, epoch), pad=4, flip="random",
-                                  fill=torch.tensor([10, 20, 30], dtype=torch.uint8))
-        assert torch.equal(images, expected.permute(0, 3, 1, 2)) and torch.equal(images, threaded)
-        assert torch.equal(labels, plain_labels) and not torch.equal(images, plain)
+        whole, _ = collect(raw, np.arange(raw.num_samples))
+        expected = stream.augment(whole.permute(0, 2, 3, 1), torch.from_numpy(ids), epoch, HOW)  # what a GPU computes
+        assert torch.equal(images, expected.permute(0, 3, 1, 2)) and torch.equal(labels, plain_labels) and not torch.equal(images, plain)
+        for other in (two, resident):
+            assert all(torch.equal(a, b) for a, b in zip((images, labels), collect(other, ids, epoch)))
+
+
+@pytest.mark.parametrize("how", [Augment(1, 0, "random", (1, 2, 3)), Augment(1, 9, "none", (1, 2, 3)), Augment(1, 2, "alternating", (1, 2, 3))])
+def test_compiled_and_torch_arithmetic_agree_on_odd_sizes(how):
+    images = torch.randint(0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ids = torch.randperm(40)[:25]
+    out = torch.empty(25, 7, 13, 3, dtype=torch.uint8)
+    crop_flip_from(images.numpy(), ids.numpy(), out.numpy(), how.keys(3), how.pad, how.flip != "none", np.array(how.fill, np.uint8))
+    assert torch.equal(out, stream.augment(images, ids, 3, how))
+
+
+def test_a_resident_batch_is_the_callers_and_ids_are_checked(loaders):
+    resident = loaders[-1]
+    first, second = resident.batches(np.arange(128), 0)
+    assert first[0].is_contiguous(memory_format=torch.channels_last) and not torch.equal(first[0], second[0])
+    assert [len(labels) for _, labels in resident.batches(np.arange(100))] == [64, 36] and not list(resident.batches(np.arange(0)))
+    with pytest.raises(IndexError, match="600 samples"):
+        next(resident.batches(np.array([1, 100_000])))
 
 
 def test_pixels_do_not_depend_on_world_size_or_resume(loaders):
-    raw, one, _ = loaders
+    raw, one, *_ = loaders
     order = stream.epoch_order(3, 2, raw.num_samples)
     whole, whole_labels = collect(one, stream.shard(order, 60, 0, 1), epoch=2)
     for world_size in (2, 4):

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from dist_resnet.data.augment import CropFlip
 from dist_resnet.data.streaming import StreamingLoader
+from dist_resnet.stream import Augment
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def test_a_stalled_loader_is_given_up(shapes_dir):
 
 
 def test_many_epochs_and_early_exits_leak_neither_threads_nor_memory(shapes_dir):
-    loader = make(shapes_dir, augment=CropFlip(0, 4, "random", np.zeros(3)))
+    loader = make(shapes_dir, augment=Augment(0, 4, "random", (0, 0, 0)))
     process, threads = psutil.Process(), threading.active_count()
 
     def work(rounds):

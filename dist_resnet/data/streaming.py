@@ -18,6 +18,7 @@ import torch
 from dist_resnet.data.augment import CropFlip
 from dist_resnet.data.ffcv import (
     EpochIterator, IntDecoder, Loader, SimpleRGBImageDecoder, Squeeze, ToDevice, ToTensor, ToTorchImage)
+from dist_resnet.stream import Augment
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -27,11 +28,11 @@ class StreamingLoader:
 
     A batch is valid until the next one is asked for: FFCV reuses its buffers. Build a loader once, since that compiles."""
 
-    def __init__(self, path: Path, batch_size: int, device: torch.device, *, augment: CropFlip | None = None,
+    def __init__(self, path: Path, batch_size: int, device: torch.device, *, augment: Augment | None = None,
                  threads: int | None = None, batches_ahead: int = 3, timeout_s: float = 120.0) -> None:
-        self.augment, self.timeout_s = augment, timeout_s
+        self.crop_flip, self.timeout_s = CropFlip(augment) if augment else None, timeout_s
         to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
-        image = [SimpleRGBImageDecoder(), *([augment] if augment else []), ToTensor(), *to_device, ToTorchImage(channels_last=True)]
+        image = [SimpleRGBImageDecoder(), *([self.crop_flip] if self.crop_flip else []), ToTensor(), *to_device, ToTorchImage(channels_last=True)]
         label = [IntDecoder(), ToTensor(), Squeeze(1), *to_device]
         self._loader = Loader(str(path), batch_size, threads or len(os.sched_getaffinity(0)), drop_last=False, seed=0,
                               batches_ahead=batches_ahead, pipelines={"image": image, "label": label})
@@ -45,8 +46,8 @@ class StreamingLoader:
             return
         if ids.min() < 0 or ids.max() >= self.num_samples:
             raise IndexError(f"sample ids {ids.min()}..{ids.max()} asked of a beton of {self.num_samples} samples")
-        if self.augment:
-            self.augment.set_epoch(epoch)
+        if self.crop_flip:
+            self.crop_flip.set_epoch(epoch)
         iterator = _WatchedIterator(self._loader, ids.astype(np.uint64), self.timeout_s)
         try:
             yield from iterator
