@@ -195,7 +195,14 @@ class Tracking:
     wandb: Literal["online", "offline", "disabled"] = knob("offline", "Weights & Biases; offline runs are sent later by `wandb sync`")
     project: str = knob("dist_resnet", "W&B project")
     entity: Optional[str] = knob(None, "W&B user or team; null: your default")
-    tags: tuple[str, ...] = knob((), "W&B tags")
+    group: Optional[str] = knob(None, "W&B group of runs that belong to one experiment; a sweep sets its name")
+    tags: tuple[str, ...] = knob((), "W&B tags, besides model, data set and cluster")
+    grad_norm: bool = knob(False, "log the norm of the gradient of each logged step")
+    mistakes: int = knob(24, "keep so many of the worst answered images, with their answers; 0: none")
+    artifact: bool = knob(False, "send the last checkpoint to W&B at the end")
+
+    def __post_init__(self) -> None:
+        require(self.mistakes >= 0, "tracking.mistakes", self.mistakes, "must be 0 or more")
 
 
 @dataclass(frozen=True)

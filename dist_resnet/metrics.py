@@ -17,6 +17,11 @@ class Means:
     samples: int
     bad_steps: float  # steps with a non-finite loss, mean over the ranks
 
+    def figures(self, part: str) -> dict[str, float]:
+        """What is logged of them, under 'train/...' or 'test/...'."""
+        return {f"{part}/loss": self.loss, f"{part}/top1": self.top1, f"{part}/top5": self.top5,
+                f"{part}/top1_error": 1 - self.top1, f"{part}/top5_error": 1 - self.top5}
+
 
 class Sums:
     """Sums over batches, kept on the device: adding makes no host synchronisation."""

@@ -64,6 +64,23 @@ def draw_curves(run_dirs: Sequence[Path], path: Path, milestones: Sequence[int] 
     return path
 
 
+def draw_images(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """A PNG of images with what they are and what was answered. rows: "image" uint8 (H, W, 3), "label", "answer",
+    "probability of the label"."""
+    from matplotlib.figure import Figure
+
+    columns = min(8, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(1.4 * columns, 1.75 * lines), layout="constrained")
+    for place, row in enumerate(rows, 1):
+        axis = figure.add_subplot(lines, columns, place)
+        axis.imshow(row["image"])
+        axis.set_axis_off()
+        axis.set_title(f"{row['label']}: {row['probability of the label']:.1%}\nanswer: {row['answer']}", fontsize=7)
+    figure.savefig(path, dpi=120)
+    return path
+
+
 def _config(run_dir: Path):
     if not (run_dir / "config.yaml").exists():
         raise ValueError(f"{run_dir} is not a run directory: it has no config.yaml")

@@ -157,10 +157,19 @@ def log(run: Training, step: int) -> None:
     if means.bad_steps:
         first = step - math.ceil(means.bad_steps) + 1
         raise ValueError(f"the loss is not finite since step {first} (learning rate {run.plan.lr_at(first - 1):g}); {DIVERGED}")
-    run.tracker.log(step, {"train/loss": means.loss, "train/top1": means.top1, "train/top5": means.top5, "lr": lr,
-                           "epoch": step / run.plan.steps_per_epoch, "images_per_second": means.samples / seconds,
-                           "data_wait": waited / seconds, "samples": step * run.plan.global_batch,
-                           "hours": run.progress.clock.total() / 3600})
+    figures = {**means.figures("train"), "lr": lr, "epoch": step / run.plan.steps_per_epoch, "samples": step * run.plan.global_batch,
+               "images_per_second": means.samples / seconds, "data_wait": waited / seconds, "hours": run.progress.clock.total() / 3600}
+    if run.config.tracking.grad_norm:
+        figures["grad_norm"] = gradient_norm(run)
+    if run.world.device.type == "cuda":
+        figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(run.world.device) / 2**30
+    run.tracker.log(step, figures)
+
+
+def gradient_norm(run: Training) -> float:
+    """The Euclidean norm of the last step's gradient, which DDP has averaged over the ranks."""
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).item() / run.scaler.get_scale()
 
 
 def require_finite_weights(run: Training, step: int) -> None:
@@ -174,7 +183,7 @@ def evaluate_and_log(run: Training, step: int) -> None:
     means = evaluate(run.model.module, run.eval_data, run.normalise, run.world)
     seconds, _ = run.progress.clock.lap()
     run.progress.note_evaluation(step, means)
-    run.tracker.log(step, {"test/loss": means.loss, "test/top1": means.top1, "test/top5": means.top5,
+    run.tracker.log(step, {**means.figures("test"), "samples": step * run.plan.global_batch,
                            "test/images_per_second": means.samples / seconds})
     run.progress.clock.start("training")
 
@@ -195,3 +204,24 @@ def evaluate(model: nn.Module, data: DataLoader, normalise: Normalise, world: Wo
     means = sums.reduce(world)
     model.train()
     return means
+
+
+@torch.inference_mode()
+def mistakes(run: Training, count: int) -> list[tuple[float, int, int, int, np.ndarray]]:
+    """The evaluated images whose true class has the least probability, the worst first, over all ranks.
+
+    (probability of the true class, sample id, label, answer, uint8 (H, W, 3)). Like evaluate, one collective at the end."""
+    found: list[tuple[float, int, int, int, np.ndarray]] = []
+    model, world = run.model.module.eval(), run.world
+    ids = np.arange(run.eval_data.num_samples)[world.rank :: world.size]
+    seen = 0
+    for images, labels in run.eval_data.batches(ids):
+        with torch.autocast(world.device.type, run.normalise.dtype, enabled=run.normalise.dtype != torch.float32):
+            probabilities = model(run.normalise(images)).float().softmax(1)
+        right = probabilities.gather(1, labels[:, None])[:, 0]
+        for i in right.argsort()[:count].tolist():
+            found.append((right[i].item(), int(ids[seen + i]), int(labels[i]), int(probabilities[i].argmax()),
+                          images[i].permute(1, 2, 0).cpu().numpy().copy()))
+        found = sorted(found, key=lambda row: row[:2])[:count]
+        seen += len(labels)
+    return sorted((row for rows in world.gather(found) for row in rows), key=lambda row: row[:2])[:count]

@@ -32,7 +32,7 @@ from dist_resnet.data.streaming import StreamingLoader
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means
 from dist_resnet.progress import THRESHOLDS, Progress
-from dist_resnet.signals import COMPLETED, StopSignal
+from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import Tracker
 from dist_resnet.stream import Augment
 from dist_resnet.train import Ballot, DataLoader, Normalise, Training
@@ -55,6 +55,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
             else:
                 saved = f"saved at step {progress.step}" if run.saved else f"step {progress.step} could not be saved"
                 run.tracker.say(f"{outcome}: {saved}; the same command goes on from the last checkpoint")
+                run.tracker.finish(preempted=outcome == PREEMPTED)
         finally:
             run.tracker.finish()
         world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
@@ -154,7 +155,7 @@ def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
     state = {
         "model": run.model.module.state_dict(), "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
         "progress": run.progress.state(), "sums": run.sums.total(run.world), "config": run.config.to_dict(),
-        "wandb_id": run.tracker.wandb_id, "data": betons.digest(), "world_size": run.world.size, "global_batch": run.plan.global_batch,
+        "wandb_id": run.tracker.wandb.id, "data": betons.digest(), "world_size": run.world.size, "global_batch": run.plan.global_batch,
     }
     best, step = run.progress.best_step == run.progress.step, run.progress.step
     deadline = time.monotonic() + run.config.train.timeout_s / 2
@@ -189,7 +190,9 @@ def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
         run.sums.restore(state["sums"], run.world)
         run.tracker.say(f"resuming at step {run.progress.step}"
                         + (f" (world size {state['world_size']} before)" if state["world_size"] != run.world.size else ""))
-    run.tracker.start(run.config.tracking, run.config.to_dict(), run.progress.step, state["wandb_id"] if state else "")
+    where = os.environ.get("SLURM_CLUSTER_NAME", "local")
+    run.tracker.start(run.config.tracking, run.config.to_dict(), run.progress.step, state["wandb_id"] if state else "",
+                      tags=(run.config.model.name, betons.dataset, where))
 
 
 def require_same_betons(state: dict[str, Any], betons: Manifest, run_dir: Path) -> None:
@@ -199,12 +202,18 @@ def require_same_betons(state: dict[str, Any], betons: Manifest, run_dir: Path) 
 
 
 def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
-    """summary.json, curves.png, and the last words to W&B; on rank 0."""
+    """summary.json, curves.png, mistakes.png, and the last words to W&B; on rank 0."""
+    worst = train.mistakes(run, run.config.tracking.mistakes)
     if run.world.rank != 0:
         return
     result = summary(run, betons)
     picture = report.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
-    run.tracker.finish(result, picture)
+    rows = [{"sample": id_, "image": image, "label": betons.classes[label], "answer": betons.classes[answer], "probability of the label": right}
+            for right, id_, label, answer, image in worst]
+    if rows:
+        report.draw_images(rows, run_dir / "mistakes.png")
+    checkpoints = run_dir / "checkpoints"
+    run.tracker.finish(result, picture, rows, checkpoint.named(checkpoints, "LATEST") if run.config.tracking.artifact else None)
     aside = run_dir / "summary.json.partial"
     aside.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(aside, run_dir / "summary.json")

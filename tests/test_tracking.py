@@ -38,7 +38,7 @@ def offline_runs(run_dir):
 def test_offline_is_written_for_a_later_sync(tmp_path, capsys):
     tracker = track(tmp_path, "offline")
     (path,) = offline_runs(tmp_path)
-    assert tracker.wandb_id in path.name and b"train/loss" in path.read_bytes()
+    assert tracker.wandb.id in path.name and b"train/loss" in path.read_bytes()
     assert "wandb sync" in capsys.readouterr().out and losses(tmp_path) == [1, 1 / 2, 1 / 3]
 
 
