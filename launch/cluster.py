@@ -27,11 +27,12 @@ class Cluster:
     signal_delay_s: int = knob(120, "seconds before the time limit at which the training saves and leaves")
     max_restarts: int = knob(1000, "starts after time limits; preemptions are not counted")
     max_faults: int = knob(5, "starts after workers that were killed, by a faulty node perhaps")
+    array_parallelism: int = knob(16, "runs of a sweep that may run at once")
     setup: tuple[str, ...] = knob((), "shell lines to run before the workers, such as `module load`")
     srun_args: tuple[str, ...] = knob((), "extra arguments of srun")
 
     def __post_init__(self) -> None:
-        for key in ("gpus_per_node", "cpus_per_task", "time", "signal_delay_s", "max_restarts"):
+        for key in ("gpus_per_node", "cpus_per_task", "time", "signal_delay_s", "max_restarts", "array_parallelism"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"cluster file: {key}", value, "must be at least 1")
         require(self.max_faults >= 0, "cluster file: max_faults", self.max_faults, "must be 0 or more")

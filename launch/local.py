@@ -58,7 +58,7 @@ def check(workers: int, device: str) -> None:
 def train(run_dir: Path, workers: int, device: str) -> str:
     """Train with so many workers here. Returns 'completed' or 'terminated'.
 
-    Ctrl-C or SIGTERM asks the workers to save and leave, a second one ends them. Raises ValueError or RuntimeError
+    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. Raises ValueError or RuntimeError
     with the first failed worker's message, rank and log."""
     gpus = [] if device == "cpu" else visible_gpus()
     folder = run_dir / "logs" / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
@@ -76,11 +76,11 @@ class _Watch:
     def __init__(self, job: LocalJob, folder: Path, workers: int) -> None:
         self.job, self.folder, self.workers = job, folder, workers
         self.controller = psutil.Process(job._process.pid)
-        self.shown, self.interrupts, self.short_since, self.in_traceback = 0, 0, None, False
+        self.shown, self.stopping, self.short_since, self.in_traceback = 0, False, None, False
         self.bar = None
 
     def until_the_end(self) -> str:
-        handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        handlers = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)}
         try:
             while not self.job.done():
                 self._show()
@@ -97,11 +97,11 @@ class _Watch:
         return self._verdict()
 
     def _interrupt(self, number: int, frame: object) -> None:
-        self.interrupts += 1
-        if self.interrupts == 1:
+        first, self.stopping = not self.stopping, True
+        if first:
             print("\nstopping: the workers save and leave (again to end them at once)", file=sys.stderr, flush=True)
             self.job._process.send_signal(signal.SIGTERM)  # the controller hands it on
-        else:
+        elif number == signal.SIGINT:
             self._kill()
 
     def _tasks(self) -> list[psutil.Process]:
@@ -164,7 +164,7 @@ class _Watch:
         failure = verdict.first_failure(self.folder, self.job.job_id, self.workers)
         if failure is None:
             return verdict.outcome(self.folder, self.job.job_id)
-        if failure.exception is None and self.interrupts:
+        if failure.exception is None and self.stopping:
             return TERMINATED  # ended at the second Ctrl-C, or before it could save
         raise (ValueError if failure.mistake() else RuntimeError)(failure.tell())
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from submitit import SlurmExecutor
@@ -13,6 +14,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from dist_resnet.signals import COMPLETED
 from launch import verdict
+from launch.agents import AgentTask
 from launch.cluster import Cluster
 from launch.task import WorkerTask, requeued_marker, restarts
 
@@ -20,12 +22,18 @@ REQUEUE = 75  # EX_TEMPFAIL
 FAILURES = "failures.txt"  # in the logs: one line per start that failed
 
 
-def submit(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> str:
-    """Queue the training; returns the job id. Raises RuntimeError where there is no SLURM."""
+def submit(directory: Path, tasks: Sequence[WorkerTask | AgentTask], cluster: Cluster, nodes: int, workers_per_node: int) -> list[str]:
+    """Queue tasks, several as one job array, with their logs in the directory; returns the job ids.
+
+    Raises RuntimeError where there is no SLURM."""
     if not shutil.which("sbatch"):
         raise RuntimeError("--cluster slurm: sbatch is not on the PATH; run this on a login node, or use --cluster local")
-    task = WorkerTask(str(run_dir.resolve()), max_faults=cluster.max_faults)
-    return executor(run_dir, cluster, nodes, workers_per_node).submit(task).job_id
+    made = executor(directory, cluster, nodes, workers_per_node)
+    if len(tasks) == 1:
+        return [made.submit(tasks[0]).job_id]
+    with made.batch():
+        jobs = [made.submit(task) for task in tasks]
+    return [job.job_id for job in jobs]
 
 
 def script(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> str:
@@ -34,17 +42,17 @@ def script(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -
     return made._make_submission_file_text(made._submitit_command_str, "")
 
 
-def executor(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> SlurmExecutor:
+def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> SlurmExecutor:
     """submitit's executor, whose batch script also settles how the workers ended, as slurm/common.sh does."""
-    folder = (run_dir / "logs").resolve()
+    folder = (directory / "logs").resolve()
     python = shlex.quote(sys.executable)
     made = SlurmExecutor(folder, max_num_timeout=cluster.max_restarts,
                          python=f"env --block-signal=USR2 {python}")  # until Python has its handler
     given = {key: getattr(cluster, key) for key in
              ("partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem")}
     made.update_parameters(
-        job_name=run_dir.name, nodes=nodes, ntasks_per_node=workers_per_node, time=cluster.time,
-        signal_delay_s=cluster.signal_delay_s, stderr_to_stdout=True,
+        job_name=directory.name, nodes=nodes, ntasks_per_node=workers_per_node, time=cluster.time,
+        signal_delay_s=cluster.signal_delay_s, stderr_to_stdout=True, array_parallelism=cluster.array_parallelism,
         srun_args=["--kill-on-bad-exit=1", "--open-mode=append", *cluster.srun_args], additional_parameters={"requeue": True},
         setup=["trap ':' USR1 USR2  # `scancel --full` sends them to this shell too", *cluster.setup,
                *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else [])],

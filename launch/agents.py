@@ -1,0 +1,111 @@
+"""W&B sweeps: created on its server, run by `wandb agent` processes, each of which outlives preemption and kills."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from submitit import JobEnvironment
+from submitit.helpers import DelayedSubmission
+
+from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
+
+AGENT = "DIST_RESNET_AGENT"  # the name of the agent, in the environment of what it runs
+
+
+def create(content: dict[str, Any], directory: Path, project: str, entity: str | None) -> str:
+    """entity/project/id of the sweep, which is made on W&B's server where the directory has none yet.
+
+    Raises RuntimeError where the server cannot be reached or refuses."""
+    path = directory / "sweep_id"
+    if not path.exists():
+        import wandb
+
+        project, entity = content.get("project", project), content.get("entity", entity)
+        try:
+            sweep_id = wandb.sweep(content, project=project, entity=entity)
+            entity = entity or wandb.Api().default_entity
+        except Exception as error:  # wandb raises its own kinds, requests' and more
+            raise RuntimeError(f"--wandb: cannot create the sweep ({type(error).__name__}: {error}); is WANDB_API_KEY set, and the server "
+                               "reached from here? Without --wandb the sweep needs no server") from None
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{entity}/{project}/{sweep_id}\n")
+    return path.read_text().strip()
+
+
+def claim(run_dir: Path) -> Path | None:
+    """Note that the agent in whose name this process runs works on run_dir; None outside an agent."""
+    if AGENT not in os.environ:
+        return None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "agent"
+    path.write_text(os.environ[AGENT])
+    return path
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """Runs `wandb agent` until the sweep has no more runs; picks up first what an earlier start of it has left.
+
+    sweep: entity/project/id; directory: of the sweep, with a RUN_DIR per run; agent: this agent's name."""
+
+    sweep: str
+    directory: str
+    agent: str
+    count: int | None = None
+    max_faults: int = 5
+
+    def __call__(self) -> str:
+        stop = StopSignal()
+        for command, environment in self.commands():
+            self._run(command, {**os.environ, AGENT: self.agent, **environment}, stop)
+            if stop.requested:
+                break
+        requeue = stop.before[signal.SIGUSR2]
+        if stop.requested == PREEMPTED and callable(requeue):
+            from launch.task import requeued_marker
+
+            requeued_marker(Path(os.environ["SUBMITIT_FOLDER"]), JobEnvironment().job_id).touch()
+            requeue(signal.SIGUSR2, None)  # submitit's: requeues the job, exits
+        return stop.requested or COMPLETED
+
+    def checkpoint(self) -> DelayedSubmission:
+        return DelayedSubmission(replace(self))
+
+    def commands(self) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """(command, environment) of each run left over, then of the agent."""
+        entity, project, sweep_id = self.sweep.split("/")
+        for run_dir in self.left_over():
+            yield ([sys.executable, "-m", "launch", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)],
+                   {"WANDB_RUN_ID": run_dir.name, "WANDB_SWEEP_ID": sweep_id, "WANDB_PROJECT": project, "WANDB_ENTITY": entity})
+        count = ["--count", str(self.count)] if self.count else []
+        yield [sys.executable, "-m", "wandb", "agent", "--forward-signals", *count, self.sweep], {}
+
+    def left_over(self) -> list[Path]:
+        """RUN_DIRs that this agent was working on when it was ended; a run that the server has stopped is not one."""
+        noted = self._note().read_text().split("\n") if self._note().exists() else []
+        self._note().unlink(missing_ok=True)
+        claimed = [p.parent for p in Path(self.directory).glob("*/agent") if p.read_text() == self.agent]
+        found = sorted({*claimed, *(Path(line) for line in noted if line)})
+        return [d for d in found if (d / "config.yaml").exists() and not (d / "summary.json").exists()]
+
+    def _run(self, command: list[str], environment: dict[str, str], stop: StopSignal) -> None:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        print(f"agent {self.agent}: {shlex.join(command)}", flush=True)
+        told = False
+        while process.poll() is None:
+            if stop.requested and not told:
+                claimed = [str(p.parent) for p in Path(self.directory).glob("*/agent") if p.read_text() == self.agent]
+                self._note().write_text("\n".join(claimed))
+                process.send_signal(signal.SIGTERM)  # the agent hands it on; the training saves and leaves
+                told = True
+            time.sleep(0.2)
+
+    def _note(self) -> Path:
+        return Path(self.directory) / f"agent-{self.agent}.left"
