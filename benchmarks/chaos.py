@@ -25,7 +25,7 @@ from dist_resnet import checkpoint  # noqa: E402
 from dist_resnet.data import betons, shapes  # noqa: E402
 from dist_resnet.tracking import read_metrics  # noqa: E402
 from local_cluster import LocalCluster  # noqa: E402
-from local_job import Job, kill_node, revive_node, sbatch, stand_still_until_signalled  # noqa: E402
+from local_job import Job, kill_node, revive_node, sbatch, suspended, wait_for_signal  # noqa: E402
 
 STEPS = 40
 FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")
@@ -58,9 +58,15 @@ def requeue_by_the_operator(job: Job) -> None:
     job.cluster.command("scontrol", "requeue", job.id)
 
 
+def reach_the_time_limit(job: Job) -> None:
+    with suspended(job) as workers:
+        job.cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")
+        wait_for_signal(job, workers)
+
+
 HARMS: dict[str, Callable[[Job], None]] = {
     "preempted (USR2)": preempt, "worker killed": kill_worker, "worker hangs": hang_worker, "node dies": node_dies,
-    "cancelled, submitted again": cancel_and_submit_again, "scontrol requeue": requeue_by_the_operator, "time limit": stand_still_until_signalled}
+    "cancelled, submitted again": cancel_and_submit_again, "scontrol requeue": requeue_by_the_operator, "time limit": reach_the_time_limit}
 
 
 def overrides(data: Path) -> list[str]:
@@ -73,7 +79,7 @@ def overrides(data: Path) -> list[str]:
 def play(cluster: LocalCluster, folder: Path, data: Path, undisturbed: Path, harm: str, step: int) -> dict[str, object]:
     """One round; returns its row of the table."""
     began, run_dir = time.monotonic(), folder / "run"
-    options = ["--signal=USR2@100", "--time=2"] if harm == "time limit" else []
+    options = ["--signal=USR2@110"] if harm == "time limit" else []
     job = sbatch(cluster, run_dir, overrides(data), *options)
     result = {"harm": harm, "step": step, "survived": False}
     try:

@@ -10,7 +10,7 @@ from submitit.core.utils import JobPaths
 
 @dataclass(frozen=True)
 class Failure:
-    """The first worker that failed. `exception` is its traceback; None where it ended without a word."""
+    """The worker that failed first. `exception` is its traceback; None where it ended without a word, or hung."""
 
     rank: int
     exception: str | None
@@ -20,8 +20,8 @@ class Failure:
         """What the user reads: one line for a mistake of theirs, else everything that is known."""
         worker = f"the worker of rank {self.rank}{where}"
         if self.exception is None:
-            return (f"{worker} ended without a word: killed by a signal, or out of memory? The same command goes on from the "
-                    f"last checkpoint\nits log: {self.log}")
+            return (f"{worker} ended without a word: killed by a signal, out of memory, or hanging? The same command goes on from "
+                    f"the last checkpoint\nits log: {self.log}")
         mistake = self.mistake()
         return f"{mistake} ({worker}; its log: {self.log})" if mistake else f"{worker} failed:\n{self.exception.rstrip()}\nits log: {self.log}"
 
@@ -35,15 +35,17 @@ class Failure:
 def first_failure(folder: Path, job_id: str, workers: int) -> Failure | None:
     """None where every worker has returned.
 
-    Workers that lost a companion raise too: their errors are told only where no worker went without a word."""
+    Workers that lost a companion raise too: such errors are nobody's own."""
     results = {rank: _result(JobPaths(folder, job_id, rank).result_pickle) for rank in range(workers)}
     errors = sorted((when, rank, text) for rank, (when, kind, text) in results.items() if kind == "error")
     silent = [rank for rank, (_, kind, _) in results.items() if kind is None]
-    if not errors and not silent:
+    causes = [(rank, text) for _, rank, text in errors if not _of_connection(text)]
+    if causes:
+        rank, text = causes[0]
+    elif silent or errors:
+        rank, text = silent[0] if silent else errors[-1][1], None  # one that hung learns last that the others have gone
+    else:
         return None
-    rank, text = errors[0][1:] if errors else (silent[0], None)
-    if silent and errors and _of_connection(text):
-        rank, text = silent[0], None
     return Failure(rank, text, JobPaths(folder, job_id, rank).stdout)
 
 

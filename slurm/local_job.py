@@ -4,7 +4,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +44,14 @@ class Job:
     def wait_for_step(self, step: int, seconds: float = 120) -> None:
         self.until(lambda: any(r["step"] >= step for r in read_metrics(self.run_dir)), seconds)
 
-    def wait_for_end(self, seconds: float = 240) -> str:
+    def wait_for_end(self, seconds: float = 240, *changes: str) -> str:
         """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not before the node has
-        reported the end of the earlier start, which would be taken for the end of the new one."""
+        reported the end of the earlier start, which would be taken for the end of the new one. `changes` to the job,
+        such as NumNodes=1, are made then."""
         def ended() -> bool:
             if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
                 time.sleep(4)
-                subprocess.run(["scontrol", "update", f"JobId={self.id}", "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
+                subprocess.run(["scontrol", "update", f"JobId={self.id}", *changes, "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
             if self.field("JobState") not in ENDS:
                 return False
             time.sleep(2)  # a job about to be requeued may look as if it had failed
@@ -90,14 +92,20 @@ def revive_node(cluster: LocalCluster, node: str) -> None:
     cluster.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
-def stand_still_until_signalled(job: Job, number: signal.Signals = signal.SIGUSR2, seconds: float = 100) -> None:
-    """Stop all workers until SLURM, which looks at its jobs' time limits every half a minute, has sent them the signal."""
+@contextmanager
+def suspended(job: Job) -> Iterator[list[psutil.Process]]:
+    """All workers of the job stand still meanwhile."""
     workers = job.workers()
     for worker in workers:
         worker.suspend()
-    job.until(lambda: all(_is_pending(worker.pid, number) for worker in workers), seconds)
+    yield workers
     for worker in workers:
         worker.resume()
+
+
+def wait_for_signal(job: Job, workers: list[psutil.Process], number: signal.Signals = signal.SIGUSR2, seconds: float = 90) -> None:
+    """Until SLURM, which looks at its jobs' time limits every half a minute, has sent it to all these suspended workers."""
+    job.until(lambda: all(_is_pending(worker.pid, number) for worker in workers), seconds)
 
 
 def _is_pending(pid: int, number: int) -> bool:

@@ -27,7 +27,8 @@ class FrozenBN(WorkerTask):
         config = config_file.load(run_dir / "config.yaml")
         with distributed.connect("cpu", 120) as world, worker.data(config, run_dir, world) as (data_dir, betons):
             run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
-            run.model.train = run.model.eval
+            run.model.eval()
+            run.model.train = lambda mode=True: run.model
             seen: list[torch.Tensor] = []
             batches = run.train_data.batches
 
