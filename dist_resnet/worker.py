@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_resnet import checkpoint, config_file, distributed, models, optim, report, schedule, train
+from dist_resnet import checkpoint, config_file, distributed, figures, models, optim, schedule, train
 from dist_resnet.config import Config
 from dist_resnet.data import manifest, resident, staging
 from dist_resnet.data.manifest import Manifest
@@ -207,11 +207,11 @@ def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
     if run.world.rank != 0:
         return
     result = summary(run, betons)
-    picture = report.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
+    picture = figures.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
     rows = [{"sample": id_, "image": image, "label": betons.classes[label], "answer": betons.classes[answer], "probability of the label": right}
             for right, id_, label, answer, image in worst]
     if rows:
-        report.draw_images(rows, run_dir / "mistakes.png")
+        figures.draw_images(rows, run_dir / "mistakes.png")
     checkpoints = run_dir / "checkpoints"
     run.tracker.finish(result, picture, rows, checkpoint.named(checkpoints, "LATEST") if run.config.tracking.artifact else None)
     aside = run_dir / "summary.json.partial"

@@ -4,20 +4,22 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_resnet import config_file, schedule
 from dist_resnet.config import Config
 from dist_resnet.data import manifest
 from dist_resnet.signals import COMPLETED
-from launch import cluster, run_dir
+from launch import arguments, cluster, run_dir
+from launch import sweep as sweeps
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+def main(given: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if given is None else given)
+    parser = arguments.parser()
     options, rest = parser.parse_known_args(words)
-    if rest and options.command not in ("train", "stage"):
+    if rest and options.command not in ("train", "stage", "sweep"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         code = COMMANDS[options.command](options, rest)
@@ -27,62 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("dist-resnet", description="Train ResNets on one machine or on a SLURM cluster.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="write the betons of a data set",
-                                  description="Write train, val and test betons and their manifest.json.")
-    prepare.add_argument("dataset", choices=("cifar10", "cifar100", "imagefolder", "shapes"))
-    prepare.add_argument("--source", type=Path, help="where the images are: an ImageFolder tree, archives of one, or (CIFAR) the "
-                         "official python batches, as folder or archive; CIFAR is looked for beside --out, then downloaded")
-    prepare.add_argument("--out", type=Path, help="directory to write to (data/DATASET)")
-    prepare.add_argument("--name", help="name of the data set (imagefolder: its folder's name)")
-    prepare.add_argument("--val", type=int, help="training images to hold out as val, stratified; 0: none "
-                         "(CIFAR: 5000, the paper's 45k/5k split; others: 0)")
-    prepare.add_argument("--seed", type=int, default=0, help="of the val split, and of `shapes` (0)")
-    prepare.add_argument("--write-mode", choices=("auto", "raw", "jpg"), default="auto",
-                         help="imagefolder: raw pixels or JPEG (auto: raw for images of one size up to 64 pixels)")
-    prepare.add_argument("--max-resolution", type=int, help="imagefolder: shrink to this many pixels on the longer side")
-    prepare.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100 (90)")
-    prepare.add_argument("--force", action="store_true", help="write again over betons that are there")
-    _add_train_options(commands.add_parser(
-        "train", help="train, or go on with a training", formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="dist-resnet train CONFIG [options] [--section.key value ...]", allow_abbrev=False,
-        description="Train as CONFIG says. The same command goes on where it was stopped.",
-        epilog="configuration keys  [default]\n" + config_file.describe()))
-    stage = commands.add_parser("stage", usage="dist-resnet stage CONFIG [--run-dir DIR] [--section.key value ...]", allow_abbrev=False,
-                                description="For batch scripts: make RUN_DIR, put the task where submitit's runner in this job finds it, "
-                                            "print the folder to give to that runner.")
-    stage.add_argument("config", type=Path, metavar="CONFIG")
-    stage.add_argument("--run-dir", type=Path)
-    for key in ("max_restarts", "max_faults"):
-        field = cluster.Cluster.__dataclass_fields__[key]
-        stage.add_argument(f"--{key.replace('_', '-')}", type=int, default=field.default,
-                           help=f"{field.metadata['comment']} ({field.default})")
-    settle = commands.add_parser("settle", description="For batch scripts, after their srun: say who failed and why. Ends with "
-                                                        "75 where the job should be requeued.")
-    settle.add_argument("folder", type=Path, help="what `stage` printed")
-    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
-    evaluate.add_argument("run_dir", type=Path)
-    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
-    compare = commands.add_parser("compare", help="a table and a figure of several runs", description="Compare runs.")
-    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
-    compare.add_argument("--figure", type=Path, default=Path("compare.png"), help="where to draw the curves (compare.png)")
-    return parser
-
-
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/resnet110.yaml")
-    parser.add_argument("--cluster", default="local", help="local, debug (one worker, in this process), slurm, or a cluster FILE.yaml")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job (1)")
-    parser.add_argument("--workers-per-node", type=int, help="workers on each node (one per GPU; on the CPU two)")
-    parser.add_argument("--run-dir", type=Path, help="where everything is kept (runs/CONFIG-DIGEST)")
-    parser.add_argument("--wait", action="store_true", help="SLURM: follow the job, start its requeues at once, end with its exit code")
-    parser.add_argument("--dry-run", action="store_true", help="SLURM: print the batch script, and do nothing")
-
-
 def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, Config]:
     config = config_file.load(options.config, overrides)
+    if options.sweep_dir and not options.run_dir:
+        if "WANDB_RUN_ID" not in os.environ:
+            raise ValueError("--sweep-dir is for the agents of a W&B sweep, which set WANDB_RUN_ID; give --run-dir instead")
+        return options.sweep_dir / os.environ["WANDB_RUN_ID"], config
     return options.run_dir or run_dir.default(options.config, config), config
 
 
@@ -119,44 +71,131 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from launch import local  # submitit
+    from launch import agents, local
 
-    on_slurm = options.cluster not in ("local", "debug")
-    where = cluster.load(None if options.cluster in ("local", "debug", "slurm") else Path(options.cluster))
-    if options.nodes != 1 and not on_slurm:
-        raise ValueError(f"--nodes {options.nodes}: --cluster {options.cluster} has one node; use --workers-per-node, or --cluster slurm")
-    if (options.wait or options.dry_run) and not on_slurm:
-        raise ValueError(f"--wait and --dry-run are for SLURM jobs: leave them out with --cluster {options.cluster}")
     directory, config = resolve_run(options, overrides)
-    if on_slurm:
-        workers = options.workers_per_node or where.gpus_per_node or 1
-    else:
-        workers = 1 if options.cluster == "debug" else options.workers_per_node or local.default_workers(config.train.device)
-        local.check(workers, config.train.device)
+    place = Place.of(options, config.train.device)
+    if (options.wait or options.dry_run) and not place.on_slurm:
+        raise ValueError(f"--wait and --dry-run are for SLURM jobs: leave them out with --cluster {options.cluster}")
     if options.dry_run:
         from launch import slurm
 
-        print(slurm.script(directory, where, options.nodes, workers))
+        print(slurm.script(directory, place.cluster, place.nodes, place.workers))
         return 0
-    check(config, options.nodes * workers)
+    check(config, place.nodes * place.workers)
     run_dir.create(directory, config)
     if (directory / "summary.json").exists():
         print(f"{directory} is complete")
-        return compare_runs([directory], directory / "curves.png")
+        return show([directory], directory / "curves.png")
     print(f"run directory: {directory}", flush=True)
-    if on_slurm:
-        return _queue(directory, where, options.nodes, workers, options.wait)
-    outcome = _in_this_process(directory) if options.cluster == "debug" else local.train(directory, workers, config.train.device)
+    if place.on_slurm:
+        return _queue(directory, place, options.wait)
+    claim = agents.claim(directory)
+    outcome = _in_this_process(directory) if options.cluster == "debug" else local.train(directory, place.workers, config.train.device)
+    if claim:
+        claim.unlink(missing_ok=True)
     if outcome != COMPLETED:
         print(f"{outcome}: the same command goes on from the last checkpoint")
         return 130
-    return compare_runs([directory], directory / "curves.png")
+    return show([directory], directory / "curves.png")
+
+
+def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    found = sweeps.load(options.file)
+    directory = options.sweep_dir or Path("runs") / found.name
+    if options.wandb:
+        return _agents(found, directory, options, overrides)
+    runs = sweeps.runs(found, directory, options.count, options.seed, overrides)
+    for path, config in runs:
+        check(config, Place.of(options, config.train.device).world_size)
+        run_dir.create(path, config)
+    open_ = [(path, config) for path, config in runs if not (path / "summary.json").exists()]
+    print(f"sweep {found.name}: {len(runs)} runs in {directory}, {len(open_)} to train", flush=True)
+    place = Place.of(options, "auto")
+    if place.on_slurm and open_:
+        from launch import slurm
+        from launch.task import WorkerTask
+
+        tasks = [WorkerTask(str(path.resolve()), max_faults=place.cluster.max_faults) for path, _ in open_]
+        jobs = slurm.submit(directory, tasks, place.cluster, place.nodes, place.workers)
+        print(f"job array {jobs[0].split('_')[0]} queued: {len(jobs)} runs\n  results so far: dist-resnet compare {directory}\n"
+              f"  cancel: scancel {jobs[0].split('_')[0]}\n  resume: the same command")
+        return 0
+    from launch import local
+
+    for path, config in open_:
+        print(f"\n== {path}", flush=True)
+        if local.train(path, Place.of(options, config.train.device).workers, config.train.device) != COMPLETED:
+            print("the same command goes on with this sweep")
+            return 130
+    return compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
+                                                  "--html", str(directory / "compare.html")]), ())
+
+
+def _agents(found: sweeps.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Make the sweep on W&B's server, and run its agents: here one after another, on SLURM as a job array."""
+    from launch import agents
+
+    base = config_file.load(found.config, [*found.fixed, *overrides])
+    place = Place.of(options, base.train.device)
+    check(base, place.workers)
+    workers = ["--workers-per-node", str(place.workers)]
+    name = agents.create(sweeps.for_wandb(found, directory, [*workers, *overrides]), directory, base.tracking.project, base.tracking.entity)
+    print(f"sweep {name}; its runs are kept in {directory}", flush=True)
+    tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), options.count) for k in range(options.agents)]
+    if place.on_slurm:
+        from launch import slurm
+
+        jobs = slurm.submit(directory, tasks, place.cluster, nodes=1, workers_per_node=1)
+        print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
+        return 0
+    for task in tasks:
+        if task() != COMPLETED:
+            return 130
+    return compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
+                                                  "--html", str(directory / "compare.html")]), ())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where workers are to run, from the command line."""
+
+    on_slurm: bool
+    cluster: cluster.Cluster
+    nodes: int
+    workers: int  # per node
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, device: str) -> "Place":
+        from launch import local  # submitit
+
+        here = options.cluster in ("local", "debug")
+        where = cluster.load(None if here or options.cluster == "slurm" else Path(options.cluster))
+        if here and options.nodes != 1:
+            raise ValueError(f"--nodes {options.nodes}: --cluster {options.cluster} has one node; use --workers-per-node, or --cluster slurm")
+        if not here:
+            return cls(True, where, options.nodes, options.workers_per_node or where.gpus_per_node or 1)
+        workers = 1 if options.cluster == "debug" else options.workers_per_node or local.default_workers(device)
+        local.check(workers, device)
+        return cls(False, where, 1, workers)
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.workers
 
 
 def stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch import slurm  # submitit
 
-    directory, config = resolve_run(options, overrides)
+    if options.sweep_run is None:
+        directory, config = resolve_run(options, overrides)
+    else:
+        found = sweeps.load(options.config)
+        runs = sweeps.runs(found, options.sweep_dir or Path("runs") / found.name, options.count, options.seed, overrides)
+        if options.sweep_run >= len(runs):
+            print(f"the sweep has {len(runs)} runs: nothing to do", file=sys.stderr)
+            return 0
+        directory, config = runs[options.sweep_run]
     run_dir.create(directory, config)
     if (directory / "summary.json").exists():
         print(f"{directory} is complete", file=sys.stderr)
@@ -182,10 +221,12 @@ def check(config: Config, world_size: int) -> None:
     schedule.plan(config, world_size, betons.splits["train"].samples)
 
 
-def _queue(directory: Path, where: cluster.Cluster, nodes: int, workers: int, wait: bool) -> int:
+def _queue(directory: Path, place: Place, wait: bool) -> int:
     from launch import follow, slurm
+    from launch.task import WorkerTask
 
-    job = slurm.submit(directory, where, nodes, workers)
+    task = WorkerTask(str(directory.resolve()), max_faults=place.cluster.max_faults)
+    (job,) = slurm.submit(directory, [task], place.cluster, place.nodes, place.workers)
     log = directory / "logs" / f"{job}_0_log.out"
     print(f"job {job} queued\n  follow: tail -F {log}\n  cancel: scancel {job}\n  resume: the same command", flush=True)
     if not wait:
@@ -222,27 +263,47 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def compare(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    return compare_runs(options.run_dirs, options.figure)
+    from dist_resnet import figures, report
+
+    comparison = report.compare(options.run_dirs)
+    texts = {"csv": report.as_csv, "json": report.as_json, "markdown": report.as_markdown}
+    if options.format != "table":
+        sys.stdout.write(texts[options.format](comparison))
+    else:
+        _print_tables(report.tables(comparison))
+    if options.html:
+        title = ", ".join(path.name or str(path) for path in options.run_dirs[:3]) + ("..." if len(options.run_dirs) > 3 else "")
+        options.html.write_text(report.as_html(comparison, title), encoding="utf-8")
+    results = [run.results["top-1"] for run in comparison.runs]
+    points = [{key: comparison.cells(run)[key] for key in comparison.changed if key not in report.KEPT_APART} for run in comparison.runs]
+    figures.draw_comparison([run.path for run in comparison.runs], points, results, options.figure)
+    for path in filter(None, (options.figure, options.html)):
+        print(f"written: {path}", file=sys.stderr)
+    return 0
 
 
-def compare_runs(run_dirs: Sequence[Path], figure: Path) -> int:
-    from rich.console import Console
-
+def show(paths: Sequence[Path], figure: Path) -> int:
+    """What a training or a sweep ends with: the table, and where the curves are."""
     from dist_resnet import report
 
-    table = report.table(run_dirs)
-    if not (len(run_dirs) == 1 and figure.exists()):
-        report.draw_curves(run_dirs, figure)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _print_tables(report.tables(report.compare(paths)))
     print(f"curves: {figure}")
     return 0
+
+
+def _print_tables(tables: Sequence[object]) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in tables:
+        console.print(table)
 
 
 def _three(values: Sequence[float]) -> str:
     return " ".join(f"{v:.4f}" for v in values)
 
 
-COMMANDS = {"prepare": prepare, "train": train, "stage": stage, "settle": settle, "evaluate": evaluate, "compare": compare}
+COMMANDS = {"prepare": prepare, "train": train, "sweep": sweep, "stage": stage, "settle": settle, "evaluate": evaluate, "compare": compare}
 
 if __name__ == "__main__":
     main()

@@ -82,10 +82,10 @@ def runs(sweep: Sweep, directory: Path, count: int | None, seed: int, overrides:
     return list(found.items())
 
 
-def for_wandb(sweep: Sweep, directory: Path) -> dict[str, Any]:
+def for_wandb(sweep: Sweep, directory: Path, words: Sequence[str]) -> dict[str, Any]:
     """The sweep as W&B's server is told: nested parameters made dotted, which its agents hand on as --key=value."""
     command = ["${env}", "${interpreter}", "-m", "launch", "train", str(sweep.config.resolve()), "--tracking.wandb=online",
-               f"--tracking.group={sweep.name}", *sweep.fixed, "--sweep-dir", str(directory.resolve()), "${args}"]
+               f"--tracking.group={sweep.name}", *sweep.fixed, "--sweep-dir", str(directory.resolve()), *words, "${args}"]
     return {**sweep.content, "name": sweep.name, "program": "dist-resnet", "parameters": sweep.parameters, "command": command}
 
 

@@ -1,0 +1,86 @@
+"""The command line of `dist-resnet`."""
+
+import argparse
+from pathlib import Path
+
+from dist_resnet import config_file
+from launch.cluster import Cluster
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser("dist-resnet", description="Train ResNets on one machine or on a SLURM cluster.")
+    commands = root.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser("prepare", help="write the betons of a data set",
+                                  description="Write train, val and test betons and their manifest.json.")
+    prepare.add_argument("dataset", choices=("cifar10", "cifar100", "imagefolder", "shapes"))
+    prepare.add_argument("--source", type=Path, help="where the images are: an ImageFolder tree, archives of one, or (CIFAR) the "
+                         "official python batches, as folder or archive; CIFAR is looked for beside --out, then downloaded")
+    prepare.add_argument("--out", type=Path, help="directory to write to (data/DATASET)")
+    prepare.add_argument("--name", help="name of the data set (imagefolder: its folder's name)")
+    prepare.add_argument("--val", type=int, help="training images to hold out as val, stratified; 0: none "
+                         "(CIFAR: 5000, the paper's 45k/5k split; others: 0)")
+    prepare.add_argument("--seed", type=int, default=0, help="of the val split, and of `shapes` (0)")
+    prepare.add_argument("--write-mode", choices=("auto", "raw", "jpg"), default="auto",
+                         help="imagefolder: raw pixels or JPEG (auto: raw for images of one size up to 64 pixels)")
+    prepare.add_argument("--max-resolution", type=int, help="imagefolder: shrink to this many pixels on the longer side")
+    prepare.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100 (90)")
+    prepare.add_argument("--force", action="store_true", help="write again over betons that are there")
+    _add_train_options(commands.add_parser(
+        "train", help="train, or go on with a training", formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="dist-resnet train CONFIG [options] [--section.key value ...]", allow_abbrev=False,
+        description="Train as CONFIG says. The same command goes on where it was stopped.",
+        epilog="configuration keys  [default]\n" + config_file.describe()))
+    sweep_ = commands.add_parser("sweep", usage="dist-resnet sweep FILE [options] [--section.key value ...]", allow_abbrev=False,
+                                 help="train the runs of a sweep, or those that have not finished",
+                                 description="FILE is in W&B's sweep format. Without --wandb its grid or random draws are expanded here.")
+    sweep_.add_argument("file", type=Path, metavar="FILE", help="such as configs/sweeps/lr_and_batch.yaml")
+    _add_place(sweep_)
+    sweep_.add_argument("--sweep-dir", type=Path, help="where its runs are kept, a run directory each (runs/FILE)")
+    sweep_.add_argument("--count", type=int, help="so many runs at most; with --wandb, of each agent")
+    sweep_.add_argument("--seed", type=int, default=0, help="of random draws made here (0)")
+    sweep_.add_argument("--wandb", action="store_true", help="make the sweep on W&B's server, which chooses the runs, and start agents")
+    sweep_.add_argument("--agents", type=int, default=1, help="with --wandb: agents, which run side by side on a cluster (1)")
+    stage = commands.add_parser("stage", usage="dist-resnet stage CONFIG [--run-dir DIR] [--section.key value ...]", allow_abbrev=False,
+                                description="For batch scripts: make RUN_DIR, put the task where submitit's runner in this job finds it, "
+                                            "print the folder to give to that runner.")
+    stage.add_argument("config", type=Path, metavar="CONFIG", help="a configuration, or with --sweep-run a sweep's file")
+    stage.add_argument("--run-dir", type=Path)
+    stage.add_argument("--sweep-run", type=int, metavar="K", help="run K of a sweep, from 0; beyond its last one nothing is printed")
+    stage.add_argument("--sweep-dir", type=Path)
+    stage.add_argument("--count", type=int)
+    stage.add_argument("--seed", type=int, default=0)
+    for key in ("max_restarts", "max_faults"):
+        field = Cluster.__dataclass_fields__[key]
+        stage.add_argument(f"--{key.replace('_', '-')}", type=int, default=field.default,
+                           help=f"{field.metadata['comment']} ({field.default})")
+    settle = commands.add_parser("settle", description="For batch scripts, after their srun: say who failed and why. Ends with "
+                                                        "75 where the job should be requeued.")
+    settle.add_argument("folder", type=Path, help="what `stage` printed")
+    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
+    evaluate.add_argument("run_dir", type=Path)
+    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    compare = commands.add_parser("compare", help="tables and figures of several runs, or of a sweep",
+                                  description="What differs between runs, beside what came of it. Also for runs in progress.")
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="or a directory of such, as a sweep's")
+    compare.add_argument("--figure", type=Path, default=Path("compare.png"), help="where to draw curves and results (compare.png)")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write one page for a browser, which needs no network")
+    form = compare.add_mutually_exclusive_group()
+    for name in ("csv", "json", "markdown"):
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="format", help=f"print {name} in place of the table")
+    compare.set_defaults(format="table")
+    return root
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/resnet110.yaml")
+    _add_place(parser)
+    parser.add_argument("--run-dir", type=Path, help="where everything is kept (runs/CONFIG-DIGEST)")
+    parser.add_argument("--sweep-dir", type=Path, help="for the agents of a W&B sweep: RUN_DIR is the run's id in there")
+    parser.add_argument("--wait", action="store_true", help="SLURM: follow the job, start its requeues at once, end with its exit code")
+    parser.add_argument("--dry-run", action="store_true", help="SLURM: print the batch script, and do nothing")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", default="local", help="local, debug (one worker, in this process), slurm, or a cluster FILE.yaml")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job (1)")
+    parser.add_argument("--workers-per-node", type=int, help="workers on each node (one per GPU; on the CPU two)")
