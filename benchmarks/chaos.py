@@ -117,6 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, LocalCluster(Path(folder) / "slurm") as cluster:
         data = Path(folder) / "shapes"
         betons.prepare(shapes.make(600, 230), data, val=0, seed=0)
+        (Path(folder) / "undisturbed").mkdir()
         undisturbed = sbatch(cluster, Path(folder) / "undisturbed/run", overrides(data))
         if undisturbed.wait_for_end() != "COMPLETED":
             sys.exit(f"the undisturbed run failed:\n{undisturbed.log()}")

@@ -55,6 +55,8 @@ def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: in
         signal_delay_s=cluster.signal_delay_s, stderr_to_stdout=True, array_parallelism=cluster.array_parallelism,
         srun_args=["--kill-on-bad-exit=1", "--open-mode=append", *cluster.srun_args], additional_parameters={"requeue": True},
         setup=["trap ':' USR1 USR2  # `scancel --full` sends them to this shell too", *cluster.setup,
+               f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {workers_per_node}))  # fewer where a requeue got fewer nodes",
+               "export SLURM_NPROCS=$SLURM_NTASKS",
                *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else [])],
         teardown=[f"{python} -m launch settle {shlex.quote(str(folder))}", "code=$?",
                   f'[ $code = {REQUEUE} ] && scontrol requeue "${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}" && sleep 60', "exit $code"],

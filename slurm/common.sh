@@ -21,6 +21,9 @@ train() {
   [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
   folder=$("$python" -m launch stage "$@") || exit 1
   [ -n "$folder" ] || exit 0  # this run is complete
+  if [ -n "$SLURM_NTASKS_PER_NODE" ]; then  # SLURM_NTASKS speaks of the first start, which may have had more nodes
+    export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE%%[!0-9]*})) && export SLURM_NPROCS=$SLURM_NTASKS
+  fi
   echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST; logs in $folder"
   # a signal that comes while Python is still starting waits until its handler is there
   srun --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
