@@ -84,6 +84,14 @@ class Data:
     pad: int = knob(4, "pad by this many pixels of the mean colour, crop back at random; 0: no crop")
     flip: Literal["none", "random", "alternating"] = knob(
         "random", "horizontal flip; alternating: random in epoch 0, then the other way round every epoch (airbench)")
+    resolution: Optional[int] = knob(None, "random resized crops of this many pixels a side; null: images as they are, of one size")
+    eval_resolution: Optional[int] = knob(None, "pixels a side of a central crop for evaluation; null: data.resolution")
+    eval_share: float = knob(0.875, "part of the shorter side that the central crop takes (224 / 256)")
+    crop_area: tuple[float, float] = knob((0.08, 1.0), "smallest and largest share of the image that a random crop takes")
+    min_resolution: Optional[int] = knob(None, "progressive resizing: start with so many pixels a side, in steps of 32; null: none")
+    ramp: tuple[float, float] = knob((0.0, 0.75), "parts of the training between which the resolution rises")
+    order: Literal["random", "quasi_random"] = knob("random", "quasi_random: page after page, for files larger than the memory")
+    window_pages: int = knob(64, "quasi_random: pages (8 MiB) whose samples are mixed with each other")
     loader_threads: Optional[int] = knob(None, "loader threads of one worker; null: the CPUs the worker may use")
     batches_ahead: int = knob(3, "batches that the loader prepares in advance")
     timeout_s: float = knob(120.0, "give up when the loader has delivered nothing for so many seconds")
@@ -92,6 +100,18 @@ class Data:
         require(self.pad >= 0, "data.pad", self.pad, "must be 0 or more pixels")
         require(self.loader_threads is None or self.loader_threads >= 1, "data.loader_threads", self.loader_threads,
                 "must be at least 1, or null for the CPUs the worker may use")
+        for name in ("resolution", "eval_resolution", "min_resolution"):
+            value = getattr(self, name)
+            require(value is None or value >= 8, f"data.{name}", value, "must be at least 8 pixels, or null")
+            require(value is None or self.resolution is not None, f"data.{name}", value, "needs data.resolution")
+        require(0 < self.crop_area[0] <= self.crop_area[1] <= 1, "data.crop_area", list(self.crop_area), "must rise within (0, 1]")
+        require(0 < self.eval_share <= 1, "data.eval_share", self.eval_share, "must be in (0, 1]")
+        require(0 <= self.ramp[0] < self.ramp[1] <= 1, "data.ramp", list(self.ramp), "must rise within [0, 1]")
+        require(self.min_resolution is None or self.min_resolution <= self.resolution, "data.min_resolution", self.min_resolution,
+                "must not exceed data.resolution")
+        require(self.window_pages >= 1, "data.window_pages", self.window_pages, "must be at least 1")
+        require(self.residency != "device" or (self.resolution is None and self.order == "random"), "data.residency", self.residency,
+                "holds whole images in random order; with data.resolution or quasi_random set --data.residency stream")
         require(self.batches_ahead >= 1, "data.batches_ahead", self.batches_ahead, "must be at least 1")
         require(self.timeout_s > 0, "data.timeout_s", self.timeout_s, "must be positive")
 

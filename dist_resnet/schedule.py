@@ -33,6 +33,9 @@ class Plan:
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    resolution: int | None = None
+    min_resolution: int | None = None
+    ramp: tuple[float, float] = (0.0, 1.0)
 
     def lr_at(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -43,6 +46,16 @@ class Plan:
             return self.peak_lr * self.gamma ** sum(step >= m for m in self.milestones)
         part = (step - self.warmup_steps) / max(1, self.schedule_steps - self.warmup_steps)
         return self.peak_lr * (1 - part if self.decay == "linear" else (1 + math.cos(math.pi * part)) / 2)
+
+    def resolution_at(self, epoch: int) -> int | None:
+        """Pixels a side of an epoch's training images: rising linearly over the ramp, in steps of 32 (as in ffcv-imagenet)."""
+        if self.min_resolution is None or self.resolution is None:
+            return self.resolution
+        done = epoch * self.steps_per_epoch / self.schedule_steps
+        begin, end = self.ramp
+        part = min(1.0, max(0.0, (done - begin) / (end - begin)))
+        wanted = self.min_resolution + part * (self.resolution - self.min_resolution)
+        return self.resolution if part == 1 else min(self.resolution, self.min_resolution + 32 * round((wanted - self.min_resolution) / 32))
 
     def logs_at(self, step: int) -> bool:
         """Whether sums are reduced once `step` updates are done. Holds at every evaluation and checkpoint too, so
@@ -109,4 +122,5 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         milestones=tuple(at_this_batch(m) for m in recipe.milestones), gamma=recipe.gamma,
         warmup=recipe.warmup, warmup_steps=0 if recipe.warmup == "none" else at_this_batch(warmup),
         warmup_lr=recipe.warmup_lr * lr_factor,
-        log_every=period("log_every"), evaluate_every=period("evaluate_every"), checkpoint_every=period("checkpoint_every"))
+        log_every=period("log_every"), evaluate_every=period("evaluate_every"), checkpoint_every=period("checkpoint_every"),
+        resolution=config.data.resolution, min_resolution=config.data.min_resolution, ramp=config.data.ramp)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-ORDER, CROP, FLIP = 1, 2, 3  # what a draw is for
+ORDER, CROP, FLIP, RESIZED_CROP, PAGES = 1, 2, 3, 4, 5  # what a draw is for
 FLIP_BIT, DY_SHIFT, DX_SHIFT, FIELD = 0, 8, 32, 0xFFFFFF  # where a sample's hash holds them
 
 
@@ -57,6 +57,17 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The epoch's permutation of the sample ids: int64, shape (num_samples,)."""
     draws = mix(np.uint64(key(seed, epoch, ORDER)) ^ mix(np.arange(num_samples, dtype=np.uint64)))
     return np.argsort(draws, kind="stable")
+
+
+def quasi_random_order(seed: int, epoch: int, pages: np.ndarray, window: int) -> np.ndarray:
+    """A permutation that reads a file page after page: the pages in a random order, and the samples of every `window` pages
+    in a random order among themselves. For files that are larger than the memory.
+
+    pages: (samples,), the page of each sample. Returns int64 (samples,). With one window of all pages it is `epoch_order`."""
+    names, page_of = np.unique(pages, return_inverse=True)
+    turn = np.argsort(np.argsort(mix(np.uint64(key(seed, epoch, PAGES)) ^ mix(names.astype(np.uint64))), kind="stable"))
+    draws = mix(np.uint64(key(seed, epoch, ORDER)) ^ mix(np.arange(len(pages), dtype=np.uint64)))
+    return np.lexsort((draws, turn[page_of] // window))
 
 
 def shard(order: np.ndarray, global_batch: int, rank: int, world_size: int, start_batch: int = 0) -> np.ndarray:

@@ -121,7 +121,7 @@ def train_epoch(run: Training) -> Iterator[int]:
     """Train on what is left of the current epoch; yields the number of steps done after each."""
     plan, progress = run.plan, run.progress
     epoch, start = divmod(progress.step, plan.steps_per_epoch)
-    order = stream.epoch_order(run.config.train.seed, epoch, plan.train_samples)
+    order = epoch_order(run, epoch)
     ids = stream.shard(order, plan.global_batch, run.world.rank, plan.world_size, start)
     batches = run.train_data.batches(ids, epoch)
     try:
@@ -132,6 +132,13 @@ def train_epoch(run: Training) -> Iterator[int]:
             yield progress.step
     finally:
         batches.close()
+
+
+def epoch_order(run: Training, epoch: int) -> np.ndarray:
+    seed, data = run.config.train.seed, run.config.data
+    if data.order == "quasi_random":
+        return stream.quasi_random_order(seed, epoch, run.train_data.pages, data.window_pages)
+    return stream.epoch_order(seed, epoch, run.plan.train_samples)
 
 
 def train_step(run: Training, batch: Batch, lr: float) -> None:

@@ -28,10 +28,11 @@ from dist_resnet.config import Config
 from dist_resnet.data import manifest, resident, staging
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.data.resident import ResidentLoader
-from dist_resnet.data.streaming import StreamingLoader
+from dist_resnet.data.streaming import Resize, StreamingLoader
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means
 from dist_resnet.progress import THRESHOLDS, Progress
+from dist_resnet.schedule import Plan
 from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import Tracker
 from dist_resnet.stream import Augment
@@ -86,7 +87,7 @@ def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world
         config=config, plan=plan, world=world, model=model, optimizer=optim.build(config.optim, model),
         scaler=optim.scaler(config.train.precision, world.device),
         normalise=Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device),
-        train_data=loader(config, data_dir, betons, "train", plan.local_batch, world),
+        train_data=loader(config, data_dir, betons, "train", plan.local_batch, world, plan),
         eval_data=loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world),
         tracker=tracker, progress=progress, ballot=Ballot(stop, world), save=lambda: save(run, run_dir, betons))
     announce(run, betons)
@@ -109,25 +110,29 @@ def data_parallel(model: nn.Module, world: World) -> DistributedDataParallel:
     return parallel
 
 
-def loader(config: Config, data_dir: Path, betons: Manifest, split: str, batch_size: int, world: World) -> DataLoader:
-    """A verified beton's loader, streaming or resident; that of `train` crops and flips."""
-    path = manifest.verify(data_dir, betons, split)
-    if betons.shape is None:
-        raise ValueError(f"data.dir = {str(data_dir)!r} holds images of different sizes, which cannot be batched: "
-                         "prepare images of one size")
-    augment = None
-    if split == "train" and (config.data.pad or config.data.flip != "none"):
+def loader(config: Config, data_dir: Path, betons: Manifest, split: str, batch_size: int, world: World, plan: Plan | None = None) -> DataLoader:
+    """A verified beton's loader, streaming or resident; that of `train`, which needs the plan, draws crops and flips."""
+    path, settings = manifest.verify(data_dir, betons, split), config.data
+    if betons.shape is None and settings.resolution is None:
+        raise ValueError(f"data.dir = {str(data_dir)!r} holds images of different sizes, which cannot be batched as they are: "
+                         "set --data.resolution (224, say)")
+    augment = resize = None
+    if split == "train" and (settings.pad or settings.flip != "none"):
         fill = tuple(round(255 * value) for value in betons.mean)
-        augment = Augment(config.train.seed, config.data.pad, config.data.flip, fill)
+        augment = Augment(config.train.seed, settings.pad, settings.flip, fill)
     if is_resident(config, betons, world):
-        return ResidentLoader(path, batch_size, world.device, augment=augment, threads=config.data.loader_threads)
-    return StreamingLoader(path, batch_size, world.device, augment=augment, threads=config.data.loader_threads,
-                           batches_ahead=config.data.batches_ahead, timeout_s=config.data.timeout_s)
+        return ResidentLoader(path, batch_size, world.device, augment=augment, threads=settings.loader_threads)
+    if settings.resolution is not None:
+        size = settings.eval_resolution or settings.resolution
+        resize = (Resize(plan.resolution_at, config.train.seed, settings.crop_area) if plan is not None
+                  else Resize(lambda epoch: size, share=settings.eval_share))
+    return StreamingLoader(path, batch_size, world.device, augment=augment, resize=resize, threads=settings.loader_threads,
+                           batches_ahead=settings.batches_ahead, timeout_s=settings.timeout_s, os_cache=settings.order == "random")
 
 
 def is_resident(config: Config, betons: Manifest, world: World) -> bool:
     """Whether the betons are to lie on the device. Raises ValueError where that is asked for and cannot be."""
-    if config.data.residency == "stream":
+    if config.data.residency == "stream" or config.data.resolution is not None or config.data.order != "random":
         return False
     copies = 1 if world.device.type == "cuda" else world.local_size
     obstacle = resident.obstacle(betons, ("train", config.data.evaluate_on), world.device, copies)

@@ -45,13 +45,14 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if not 1 <= options.jpeg_quality <= 100:
         raise ValueError(f"--jpeg-quality {options.jpeg_quality}: must be 1 to 100")
     given = {"--name": options.name, "--max-resolution": options.max_resolution, "--write-mode": options.write_mode != "auto",
-             "--jpeg-quality": options.jpeg_quality != 90}
+             "--jpeg-quality": options.jpeg_quality != 90, "--on-broken": options.on_broken != "fail"}
     unread = [] if options.dataset == "imagefolder" else [flag for flag, value in given.items() if value]
     if options.dataset == "shapes" and options.source:
         unread.append("--source")
     if unread:
         raise ValueError(f"prepare {options.dataset} does not read {', '.join(unread)}: leave it out")
     from dist_resnet.data import betons, shapes, sources  # imports torch
+    from dist_resnet.data.encoding import Encoding
 
     val = options.val if options.val is not None else 5000 if options.dataset.startswith("cifar") else 0
     if options.dataset == "shapes":
@@ -59,8 +60,8 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> int:
     elif options.dataset == "imagefolder":
         if options.source is None:
             raise ValueError("prepare imagefolder: --source is missing: name a tree with train/<class>/<image> and test/ or val/")
-        dataset = sources.imagefolder(options.name or options.source.resolve().name, options.source, options.write_mode,
-                                      options.max_resolution, options.jpeg_quality)
+        how = Encoding(options.write_mode, options.max_resolution, options.jpeg_quality, skip_broken=options.on_broken == "skip")
+        dataset = sources.imagefolder(options.name or options.source.resolve().name, options.source, how)
     else:
         dataset = sources.cifar(options.dataset, options.source, out.parent)
     written = betons.prepare(dataset, out, val, options.seed)

@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
                          help="imagefolder: raw pixels or JPEG (auto: raw for images of one size up to 64 pixels)")
     prepare.add_argument("--max-resolution", type=int, help="imagefolder: shrink to this many pixels on the longer side")
     prepare.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100 (90)")
+    prepare.add_argument("--on-broken", choices=("fail", "skip"), default="fail",
+                         help="imagefolder: an image that cannot be read ends the preparation, or is named and left out (fail)")
     prepare.add_argument("--force", action="store_true", help="write again over betons that are there")
     _add_train_options(commands.add_parser(
         "train", help="train, or go on with a training", formatter_class=argparse.RawDescriptionHelpFormatter,

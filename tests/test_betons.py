@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from dist_resnet.data import betons, manifest, shapes, sources
+from dist_resnet.data.encoding import Encoding, Samples
 from dist_resnet.data.streaming import StreamingLoader
 
 
@@ -29,8 +30,8 @@ def arrays():
 
 
 def as_dataset(images, labels, **options):
-    samples = betons.Samples(labels, images.__getitem__)
-    return betons.Dataset("noise", list("abcdefghij"), samples, betons.Samples(labels[:10], images[:10].__getitem__), "rng", **options)
+    samples = Samples(labels, images.__getitem__)
+    return betons.Dataset("noise", list("abcdefghij"), samples, Samples(labels[:10], images[:10].__getitem__), "rng", **options)
 
 
 def read_all(path):
@@ -79,29 +80,35 @@ def test_a_bad_sample_is_named_and_leaves_nothing(tmp_path, arrays, bad, part):
     broken = dataclasses.replace(dataset.train, read=lambda i: bad(i) if i == 7 else images[i])
     with pytest.raises(ValueError, match=part):
         betons.prepare(dataclasses.replace(dataset, train=broken), tmp_path, val=0, seed=0)
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.glob("*.beton*")) and not (tmp_path / "manifest.json").exists()
 
 
-def test_a_killed_writer_leaves_no_beton_and_no_process(tmp_path):
-    """SIGKILL while the pages are being written; nothing stays but the file aside, and shared memory is cleaned up."""
+@pytest.mark.parametrize("phase", ["encoding", "writing"])
+def test_a_killed_preparation_leaves_no_beton_and_no_process_and_goes_on(tmp_path, phase):
+    """SIGKILL: nothing stays but files aside, and shared memory is cleaned up. What was encoded is not read again."""
     code = f"""
-import time, pathlib
+import pathlib, sys, time
 import numpy as np
 from dist_resnet.data import betons
+from dist_resnet.data.encoding import Samples
 def read(i):
     if i == 4000: print("half way", flush=True)
-    if i > 4000: time.sleep(0.01)
-    return np.zeros((32, 32, 3), np.uint8)
-samples = betons.Samples(np.zeros(9000, np.int64), read)
-betons.prepare(betons.Dataset("d", ["a"], samples, samples, "test"), pathlib.Path({str(tmp_path)!r}), 0, 0)
+    if i > 4000 and {phase == "encoding"}: time.sleep(0.01)
+    return np.full((32, 32, 3), i % 251, np.uint8)
+def unread(i):
+    assert i >= 3584, "was encoded before"
+    return read(i)
+def samples(read): return Samples(np.zeros(9000, np.int64), read)
+first = samples(unread if "again" in sys.argv else read)
+betons.prepare(betons.Dataset("d", ["a"], first, samples(read), "test"), pathlib.Path({str(tmp_path)!r}), 0, 0)
 """
     before = set(Path("/dev/shm").glob("psm_*"))
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in writer.stdout:
         if "half way" in line:
             break
-    while not (tmp_path / "train.beton.partial").stat().st_size:
-        time.sleep(0.01)
+    while phase == "writing" and not (tmp_path / "train.beton.partial").exists():
+        time.sleep(0.001)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     deadline = time.monotonic() + 20
@@ -110,6 +117,10 @@ betons.prepare(betons.Dataset("d", ["a"], samples, samples, "test"), pathlib.Pat
     assert not strays
     assert not (tmp_path / "train.beton").exists() and not (tmp_path / "manifest.json").exists()
     assert set(Path("/dev/shm").glob("psm_*")) <= before
+    subprocess.run([sys.executable, "-c", code.replace("0.01", "0"), "again"], check=True, stdout=subprocess.DEVNULL)
+    assert manifest.load(tmp_path).splits["train"].samples == 9000 and not list(tmp_path.glob("*.par*"))
+    images = read_all(tmp_path / "train.beton")[0]
+    assert np.array_equal(images[:, 5, 5, 1], np.arange(9000) % 251)
 
 
 def _session(process):
@@ -210,22 +221,25 @@ def test_bad_sources_are_named(tmp_path, cifar_forms):
             sources.cifar("cifar10", source, tmp_path / "data")
 
 
-def test_imagefolder_of_odd_images(tmp_path):
-    """Sizes, grayscale and CMYK mixed: JPEG in the beton, at most 40 pixels a side; a broken file is named."""
+def test_imagefolder_of_odd_images(tmp_path, capsys):
+    """Sizes, grayscale and CMYK mixed: JPEG in the beton, at most 40 pixels a side; a broken file is named, and left out if so
+    wished."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for i, mode in enumerate(("RGB", "L", "CMYK", "RGB")):
             path = tmp_path / "tree" / split / f"class{i % 2}" / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (50 + i, 60, 3), dtype=np.uint8)).convert(mode).save(path)
-    dataset = sources.imagefolder("odd", tmp_path / "tree", "auto", 40, 90)
+    dataset = sources.imagefolder("odd", tmp_path / "tree", Encoding("auto", max_resolution=40))
     written = betons.prepare(dataset, tmp_path / "out", 0, 0)
     assert (written.mode, written.classes, written.splits["test"].samples) == ("jpg", ["class0", "class1"], 4)
     assert betons.Reader(str(tmp_path / "out/train.beton")).metadata["f0"]["width"].max() == 40
     assert written.shape is None  # 40 x 33 to 40 x 35
     (tmp_path / "tree/train/class1/1.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*train/class1/1.jpg"):
-        betons.prepare(sources.imagefolder("odd", tmp_path / "tree", "jpg", 40, 90), tmp_path / "again", 0, 0)
+        betons.prepare(sources.imagefolder("odd", tmp_path / "tree", Encoding("jpg")), tmp_path / "again", 0, 0)
+    skipped = betons.prepare(sources.imagefolder("odd", tmp_path / "tree", Encoding("jpg", skip_broken=True)), tmp_path / "again", 0, 0)
+    assert skipped.splits["train"].samples == 3 and "train/class1/1.jpg" in capsys.readouterr().out
 
 
 def test_shapes_are_balanced_and_reproducible():

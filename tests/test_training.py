@@ -14,6 +14,7 @@ import pytest
 
 from conftest import CONFIG, TEST, Cli, assert_identical, final_weights
 from dist_resnet.data import betons
+from dist_resnet.data.encoding import Samples
 from dist_resnet.tracking import read_metrics
 
 FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")
@@ -264,8 +265,8 @@ def test_learns(cli, config_path):
     labels = rng.permutation(np.arange(480) % 4)
     colours = np.array([[160, 100, 100], [100, 160, 100], [100, 100, 160], [120, 120, 120]])
     images = np.clip(colours[labels][:, None, None] + rng.normal(0, 60, (480, 32, 32, 3)), 0, 255).astype(np.uint8)
-    train = betons.Samples(labels[:240], images[:240].__getitem__)
-    test = betons.Samples(labels[240:], images[240:].__getitem__)
+    train = Samples(labels[:240], images[:240].__getitem__)
+    test = Samples(labels[240:], images[240:].__getitem__)
     betons.prepare(betons.Dataset("colours", list("rgbw"), train, test, "rng"), cli.directory / "colours", 0, 0)
     code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--data.dir", "colours", "--data.dataset", "colours",
                        "--schedule.steps", 40, "--schedule.milestones", "[30]", "--train.evaluate_every", "40 steps")

@@ -2,9 +2,12 @@
 
 - Importing it compiles a numba dictionary of two entries, for three seconds: a plain one serves.
 - Importing it sets torch's thread count to 1, and every loader sets it again, from a second thread: it is left alone.
+- Its writer keeps the metadata in shared memory, for processes that we do not use: private memory leaves nothing behind.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
+import mmap
+from types import SimpleNamespace
 from unittest import mock
 
 import numba
@@ -14,9 +17,12 @@ numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
 
 _threads = torch.get_num_threads()
 with mock.patch("numba.typed.Dict", dict):
+    import ffcv.writer
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder, resizer
+    from ffcv.fields.rgb_image import (
+        IMAGE_MODES, CenterCropRGBImageDecoder, ResizedCropRGBImageDecoder, SimpleRGBImageDecoder, encode_jpeg, resizer)
+    from ffcv.libffcv import imdecode, resize_crop
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_allocator import MemoryAllocator
@@ -38,8 +44,23 @@ def _set_num_threads(n: int) -> None:
 
 Compiler.set_num_threads = _set_num_threads
 
+
+class _PrivateMemory(mmap.mmap):
+    """What the writer asks of multiprocessing's SharedMemory."""
+
+    def __new__(cls, create: bool, size: int) -> "_PrivateMemory":
+        return super().__new__(cls, -1, size)
+
+    @property
+    def buf(self) -> "_PrivateMemory":
+        return self
+
+
+ffcv.writer.shared_memory = SimpleNamespace(SharedMemory=_PrivateMemory)
+
 __all__ = [
-    "AllocationQuery", "Compiler", "DatasetWriter", "EpochIterator", "IntDecoder", "IntField", "Loader", "MemoryAllocator",
-    "Operation", "RGBImageField", "Reader", "SimpleRGBImageDecoder", "Squeeze", "State", "ToDevice", "ToTensor", "ToTorchImage",
-    "cast_int_to_byte_ptr", "handle_sample", "resizer",
+    "IMAGE_MODES", "AllocationQuery", "CenterCropRGBImageDecoder", "Compiler", "DatasetWriter", "EpochIterator", "IntDecoder", "IntField",
+    "Loader", "MemoryAllocator", "Operation", "RGBImageField", "Reader", "ResizedCropRGBImageDecoder", "SimpleRGBImageDecoder", "Squeeze",
+    "State", "ToDevice", "ToTensor", "ToTorchImage", "cast_int_to_byte_ptr", "encode_jpeg", "handle_sample", "imdecode", "resize_crop",
+    "resizer",
 ]

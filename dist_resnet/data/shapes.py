@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dist_resnet.data.betons import Dataset, Samples
+from dist_resnet.data.betons import Dataset
+from dist_resnet.data.encoding import Samples
 
 CLASSES = ["disc", "ring", "square", "frame", "triangle", "diamond", "plus", "ex", "bar", "crescent"]
 SIZE = 32

@@ -7,12 +7,14 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from dist_resnet.data.betons import Dataset, Samples
+from dist_resnet.data.betons import Dataset
+from dist_resnet.data.encoding import Encoding, Samples
 
 IMAGE = re.compile(r"(?:^|/)(train|test|val)/([^/]+)/([^/]+\.(?:png|jpe?g|bmp|webp|ppm))$", re.IGNORECASE)
 ARCHIVES = ("*.tar", "*.tar.xz", "*.tar.gz", "*.tgz")
@@ -57,19 +59,19 @@ def cifar(name: str, source: Path | None, data_folder: Path) -> Dataset:
     return _from_pngs(name, _files_of_archive(source), source)
 
 
-def imagefolder(name: str, source: Path, mode: str, max_resolution: int | None, jpeg_quality: int) -> Dataset:
-    """A tree train/<class>/<image> and test/ or val/ likewise; images are read one by one while they are written.
+def imagefolder(name: str, source: Path, how: Encoding) -> Dataset:
+    """A tree train/<class>/<image> and test/ or val/ likewise; images are read while they are written, in a random order.
 
-    mode: raw, jpg, or auto: raw where the first images of the training set are all of one size up to 64 pixels."""
+    how.mode: raw, jpg, or auto: raw where the first images of the training set are all of one size up to 64 pixels."""
     evaluation = next((s for s in ("test", "val") if (source / s).is_dir()), None)
     if not (source / "train").is_dir() or evaluation is None:
         raise ValueError(f"--source {source}: must hold train/<class>/<image> and test/<class>/<image> (or val/)")
     classes = sorted(p.name for p in (source / "train").iterdir() if p.is_dir())
     train, test = (_tree(source / split, classes) for split in ("train", evaluation))
-    if mode == "auto":
-        sizes = {Image.open(path).size for path, _ in train[:100]}
-        mode = "raw" if len(sizes) == 1 and max(*sizes.pop()) <= 64 else "jpg"
-    return Dataset(name, classes, _from_paths(train), _from_paths(test), str(source), mode, max_resolution, jpeg_quality)
+    if how.mode == "auto":
+        sizes = {_size(path) for path, _ in train[:100]} - {None}
+        how = replace(how, mode="raw" if len(sizes) == 1 and max(*sizes.pop()) <= 64 else "jpg")
+    return Dataset(name, classes, _from_paths(train), _from_paths(test), str(source), how, shuffled=True)
 
 
 def _tree(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
@@ -83,6 +85,15 @@ def _tree(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 def _from_paths(entries: list[tuple[Path, int]]) -> Samples:
     return Samples(np.array([label for _, label in entries]), lambda i: _decode(entries[i][0]), lambda i: str(entries[i][0]))
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """None for what is no image: the preparation will say so."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError:
+        return None
 
 
 def _decode(file: Path | io.BytesIO) -> np.ndarray:

@@ -7,7 +7,8 @@ thread and its buffers.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from dist_resnet.data.augment import CropFlip
+from dist_resnet.data.decoders import RandomResizedCrop, center_crop
 from dist_resnet.data.ffcv import (
     EpochIterator, IntDecoder, Loader, SimpleRGBImageDecoder, Squeeze, ToDevice, ToTensor, ToTorchImage)
 from dist_resnet.stream import Augment
@@ -23,20 +25,38 @@ from dist_resnet.stream import Augment
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Resize:
+    """Every image to one square size: crops drawn with a seed for training, central ones for evaluation."""
+
+    size: Callable[[int], int]  # epoch -> pixels a side
+    seed: int = 0
+    area: tuple[float, float] | None = None  # of random crops; None: central ones
+    share: float = 0.875  # of the shorter side, for central ones
+
+    def decoder(self) -> SimpleRGBImageDecoder:
+        return RandomResizedCrop(self.seed, self.size(0), self.area) if self.area else center_crop(self.size(0), self.share)
+
+
 class StreamingLoader:
     """Batches of one beton: uint8 images (N, 3, H, W) in channels_last, int64 labels (N,), both on `device`.
 
-    A batch is valid until the next one is asked for: FFCV reuses its buffers. Build a loader once, since that compiles."""
+    os_cache: leave the file to the operating system's cache; False reads pages ahead in the order of the samples, for files
+    larger than the memory. A batch is valid until the next one is asked for: FFCV reuses its buffers. Build a loader once,
+    since that compiles."""
 
-    def __init__(self, path: Path, batch_size: int, device: torch.device, *, augment: Augment | None = None,
-                 threads: int | None = None, batches_ahead: int = 3, timeout_s: float = 120.0) -> None:
-        self.crop_flip, self.timeout_s = CropFlip(augment) if augment else None, timeout_s
+    def __init__(self, path: Path, batch_size: int, device: torch.device, *, augment: Augment | None = None, resize: Resize | None = None,
+                 threads: int | None = None, batches_ahead: int = 3, timeout_s: float = 120.0, os_cache: bool = True) -> None:
+        self.crop_flip, self.timeout_s, self.resize = CropFlip(augment) if augment else None, timeout_s, resize
+        self.decoder = resize.decoder() if resize else SimpleRGBImageDecoder()
         to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
-        image = [SimpleRGBImageDecoder(), *([self.crop_flip] if self.crop_flip else []), ToTensor(), *to_device, ToTorchImage(channels_last=True)]
+        image = [self.decoder, *([self.crop_flip] if self.crop_flip else []), ToTensor(), *to_device, ToTorchImage(channels_last=True)]
         label = [IntDecoder(), ToTensor(), Squeeze(1), *to_device]
-        self._loader = Loader(str(path), batch_size, threads or len(os.sched_getaffinity(0)), drop_last=False, seed=0,
+        self._loader = Loader(str(path), batch_size, threads or len(os.sched_getaffinity(0)), drop_last=False, seed=0, os_cache=os_cache,
                               batches_ahead=batches_ahead, pipelines={"image": image, "label": label})
-        self.num_samples = int(self._loader.reader.num_samples)
+        reader = self._loader.reader
+        self.num_samples = int(reader.num_samples)
+        self.pages = (reader.metadata["f0"]["data_ptr"] // np.uint64(reader.page_size)).astype(np.int64)  # of each sample
 
     def batches(self, ids: np.ndarray, epoch: int = 0) -> Iterator[Batch]:
         """The samples `ids` (int64, in this order) of an epoch, the last batch perhaps smaller.
@@ -46,13 +66,20 @@ class StreamingLoader:
             return
         if ids.min() < 0 or ids.max() >= self.num_samples:
             raise IndexError(f"sample ids {ids.min()}..{ids.max()} asked of a beton of {self.num_samples} samples")
-        if self.crop_flip:
-            self.crop_flip.set_epoch(epoch)
+        self._set_epoch(epoch)
         iterator = _WatchedIterator(self._loader, ids.astype(np.uint64), self.timeout_s)
         try:
             yield from iterator
         finally:
             iterator.stop()
+
+    def _set_epoch(self, epoch: int) -> None:
+        for operation in (self.crop_flip, self.decoder):
+            if hasattr(operation, "set_epoch"):
+                operation.set_epoch(epoch)
+        if self.resize and self.decoder.output_size[0] != self.resize.size(epoch):
+            self.decoder.output_size = (self.resize.size(epoch),) * 2
+            self._loader.generate_code()  # compiles again: the size is part of the code
 
 
 class _WatchedIterator(EpochIterator):
