@@ -59,8 +59,8 @@ def requeue_by_the_operator(job: Job) -> None:
 
 
 def reach_the_time_limit(job: Job) -> None:
+    """SLURM looks at time limits every half a minute, and the run would be over by then: its workers stand still meanwhile."""
     with suspended(job) as workers:
-        job.cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")
         wait_for_signal(job, workers)
 
 
@@ -79,18 +79,21 @@ def overrides(data: Path) -> list[str]:
 def play(cluster: LocalCluster, folder: Path, data: Path, undisturbed: Path, harm: str, step: int) -> dict[str, object]:
     """One round; returns its row of the table."""
     began, run_dir = time.monotonic(), folder / "run"
-    options = ["--signal=USR2@110"] if harm == "time limit" else []
+    options = ["--time=2", "--signal=USR2@100"] if harm == "time limit" else []
     job = sbatch(cluster, run_dir, overrides(data), *options)
-    result = {"harm": harm, "step": step, "survived": False}
+    result = {"harm": harm, "step": 0 if harm == "time limit" else step, "survived": False}
     try:
-        job.wait_for_step(step)
+        if harm == "time limit":
+            job.until(lambda: len(job.workers()) == 4, 60)
+        else:
+            job.wait_for_step(step)
         HARMS[harm](job)
         if harm.startswith("cancelled"):
             job = sbatch(cluster, run_dir, overrides(data))
         result["state"] = job.wait_for_end()
         result["survived"] = result["state"] == "COMPLETED" and identical(undisturbed, run_dir)
         result["restarts"] = int(job.field("Restarts"))
-    except (TimeoutError, subprocess.SubprocessError, IndexError) as error:
+    except (TimeoutError, subprocess.SubprocessError, IndexError, OSError) as error:
         result["state"] = f"{type(error).__name__}: {error}"
     return {**result, "seconds": round(time.monotonic() - began, 1)}
 
