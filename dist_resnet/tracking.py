@@ -37,12 +37,12 @@ class Tracker:
         """Open for a run that is at `step`: drop the records of steps that a lost process made after its checkpoint."""
         if not self.writes:
             return
+        kept = [record for record in read_metrics(self.run_dir) if record["step"] <= step]
         if self.path.exists():
-            kept = [json.dumps(record) + "\n" for record in read_metrics(self.run_dir) if record["step"] <= step]
             aside = self.path.with_suffix(".partial")
-            aside.write_text("".join(kept))
+            aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
             os.replace(aside, self.path)
-        self.wandb.start(config, full_config, tags, wandb_id)
+        self.wandb.start(config, full_config, tags, wandb_id, kept)
         if self._bar:
             self._bar.start()
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dist_resnet.config import Tracking
 
-WANDB_SECONDS = {"init_timeout": 20, "finish_timeout": 20}
+WANDB_LIMITS = {"init_timeout": 20, "finish_timeout": 20, "finish_timeout_raises": True}  # seconds
 
 
 class WandbRun:
@@ -28,8 +28,10 @@ class WandbRun:
         self.run_dir, self.say, self._run = run_dir, say, None
         self.id = ""
 
-    def start(self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], wandb_id: str) -> None:
-        """wandb_id: that of the checkpoint; '' for the one that a sweep's agent has given, or was stored, or a new one."""
+    def start(self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], wandb_id: str,
+              records: Sequence[dict[str, Any]]) -> None:
+        """wandb_id: that of the checkpoint; '' for the one that a sweep's agent has given, or was stored, or a new one.
+        records: those of metrics.jsonl, of which a killed process may not have sent the last."""
         stored = self.run_dir / "wandb" / "run_id"
         self.id = (wandb_id or os.environ.get("WANDB_RUN_ID") or (stored.read_text().strip() if stored.exists() else "")
                    or secrets.token_hex(4))
@@ -50,6 +52,10 @@ class WandbRun:
                 _end_helper()
         if self._run and attempt == "offline":
             self.say(f"W&B: offline; send it later with `wandb sync {self._run.settings.sync_dir}`")
+        elif self._run:
+            for record in records:
+                if record["step"] >= self._run.starting_step:
+                    self.log(record["step"], {k: v for k, v in record.items() if k != "step" and v is not None})
 
     def _init(self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], mode: str) -> Any:
         import wandb  # takes half a second; only rank 0 and only where it is wanted
@@ -57,7 +63,7 @@ class WandbRun:
         run = wandb.init(
             mode=mode, id=self.id, resume="allow" if mode == "online" else None, name=self.run_dir.name, project=config.project,
             entity=config.entity, group=config.group, job_type="train", tags=sorted({*tags, *config.tags}), config=full_config,
-            dir=str(self.run_dir), settings=wandb.Settings(silent=True, console="off", disable_git=False, **WANDB_SECONDS))
+            dir=str(self.run_dir), settings=wandb.Settings(silent=True, console="off", disable_git=False, **WANDB_LIMITS))
         for metric in ("train/*", "test/*", "lr", "epoch"):  # W&B's own axis is the step; this adds the samples
             run.define_metric(metric, step_metric="samples")
         return run
@@ -90,7 +96,7 @@ class WandbRun:
         except Exception as error:  # its helper process may be gone, the server down, the disk full
             self._run = None
             _end_helper()
-            self.say(f"W&B: off from here on ({_short(error)}); metrics.jsonl has everything")
+            self.say(f"W&B: off from here on ({_short(error)}); it may lack what came last, metrics.jsonl has everything")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:

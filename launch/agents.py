@@ -16,11 +16,12 @@ from submitit.helpers import DelayedSubmission
 
 from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
 
+SERVICE = "WANDB_SERVICE"  # where wandb's helper process listens, which ends with the process that started it
 AGENT = "DIST_RESNET_AGENT"  # the name of the agent, in the environment of what it runs
 
 
 def create(content: dict[str, Any], directory: Path, project: str, entity: str | None) -> str:
-    """entity/project/id of the sweep, which is made on W&B's server where the directory has none yet.
+    """[entity/]project/id of the sweep, which is made on W&B's server where the directory has none yet.
 
     Raises RuntimeError where the server cannot be reached or refuses."""
     path = directory / "sweep_id"
@@ -30,12 +31,14 @@ def create(content: dict[str, Any], directory: Path, project: str, entity: str |
         project, entity = content.get("project", project), content.get("entity", entity)
         try:
             sweep_id = wandb.sweep(content, project=project, entity=entity)
-            entity = entity or wandb.Api().default_entity
         except Exception as error:  # wandb raises its own kinds, requests' and more
             raise RuntimeError(f"--wandb: cannot create the sweep ({type(error).__name__}: {error}); is WANDB_API_KEY set, and the server "
                                "reached from here? Without --wandb the sweep needs no server") from None
+        finally:
+            wandb.teardown()
+            os.environ.pop(SERVICE, None)
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{entity}/{project}/{sweep_id}\n")
+        path.write_text("/".join(filter(None, (entity, project, sweep_id))) + "\n")
     return path.read_text().strip()
 
 
@@ -53,7 +56,7 @@ def claim(run_dir: Path) -> Path | None:
 class AgentTask:
     """Runs `wandb agent` until the sweep has no more runs; picks up first what an earlier start of it has left.
 
-    sweep: entity/project/id; directory: of the sweep, with a RUN_DIR per run; agent: this agent's name."""
+    sweep: [entity/]project/id; directory: of the sweep, with a RUN_DIR per run; agent: this agent's name."""
 
     sweep: str
     directory: str
@@ -64,9 +67,11 @@ class AgentTask:
     def __call__(self) -> str:
         stop = StopSignal()
         for command, environment in self.commands():
-            self._run(command, {**os.environ, AGENT: self.agent, **environment}, stop)
+            code = self._run(command, {**os.environ, AGENT: self.agent, **environment}, stop)
             if stop.requested:
                 break
+            if code:
+                raise RuntimeError(f"agent {self.agent}: {shlex.join(command)} ended with exit code {code}; its output is above")
         requeue = stop.before[signal.SIGUSR2]
         if stop.requested == PREEMPTED and callable(requeue):
             from launch.task import requeued_marker
@@ -80,10 +85,11 @@ class AgentTask:
 
     def commands(self) -> Iterator[tuple[list[str], dict[str, str]]]:
         """(command, environment) of each run left over, then of the agent."""
-        entity, project, sweep_id = self.sweep.split("/")
+        *owner, sweep_id = self.sweep.split("/")
+        names = dict(zip(("WANDB_PROJECT", "WANDB_ENTITY"), reversed(owner)))
         for run_dir in self.left_over():
             yield ([sys.executable, "-m", "launch", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)],
-                   {"WANDB_RUN_ID": run_dir.name, "WANDB_SWEEP_ID": sweep_id, "WANDB_PROJECT": project, "WANDB_ENTITY": entity})
+                   {"WANDB_RUN_ID": run_dir.name, "WANDB_SWEEP_ID": sweep_id, **names})
         count = ["--count", str(self.count)] if self.count else []
         yield [sys.executable, "-m", "wandb", "agent", "--forward-signals", *count, self.sweep], {}
 
@@ -95,7 +101,7 @@ class AgentTask:
         found = sorted({*claimed, *(Path(line) for line in noted if line)})
         return [d for d in found if (d / "config.yaml").exists() and not (d / "summary.json").exists()]
 
-    def _run(self, command: list[str], environment: dict[str, str], stop: StopSignal) -> None:
+    def _run(self, command: list[str], environment: dict[str, str], stop: StopSignal) -> int:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         print(f"agent {self.agent}: {shlex.join(command)}", flush=True)
         told = False
@@ -106,6 +112,7 @@ class AgentTask:
                 process.send_signal(signal.SIGTERM)  # the agent hands it on; the training saves and leaves
                 told = True
             time.sleep(0.2)
+        return process.returncode
 
     def _note(self) -> Path:
         return Path(self.directory) / f"agent-{self.agent}.left"

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def runs(sweep: Sweep, directory: Path, count: int | None, seed: int, overrides:
 
 def for_wandb(sweep: Sweep, directory: Path, words: Sequence[str]) -> dict[str, Any]:
     """The sweep as W&B's server is told: nested parameters made dotted, which its agents hand on as --key=value."""
-    command = ["${env}", "${interpreter}", "-m", "launch", "train", str(sweep.config.resolve()), "--tracking.wandb=online",
+    command = ["${env}", sys.executable, "-m", "launch", "train", str(sweep.config.resolve()), "--tracking.wandb=online",
                f"--tracking.group={sweep.name}", *sweep.fixed, "--sweep-dir", str(directory.resolve()), *words, "${args}"]
     return {**sweep.content, "name": sweep.name, "program": "dist-resnet", "parameters": sweep.parameters, "command": command}
 
