@@ -28,7 +28,7 @@ parameters:
   optim: {parameters: {lr: {values: [0.05, 0.01]}}}
   train.seed: {values: [0, 1]}
   train.max_steps: {value: 30}
-command: ["${env}", dist-resnet, train, tiny.yaml, --train.checkpoint_every, 2 steps, "${args}"]
+command: ["${env}", dist-resnet, train, tiny.yaml, --train.checkpoint_every, 2 steps, --tracking.artifact, "true", "${args}"]
 """
 CHOSEN = {(0.05, 0), (0.05, 1), (0.01, 0), (0.01, 1)}
 
@@ -54,14 +54,16 @@ def table(cli, directory):
 
 def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path, monkeypatch):
     """With one: two agents as a job array; the processes of one are killed in mid-run, the job is requeued, its run goes on."""
-    code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "offline", "--tracking.wandb", "disabled")
+    code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "offline", "--tracking.wandb", "disabled",
+                       OMP_NUM_THREADS="1")  # as on the cluster, or sums are rounded otherwise
     assert code == 0 and "4 runs in offline, 4 to train" in output and "mean over seeds" in output, output
     without = table(cli, "offline")
     assert set(without) == CHOSEN and all(row[-1] == "True" and row[0] == "30" for row in without.values())
     assert (cli.directory / "offline/compare.png").stat().st_size > 20_000 and "optim.lr" in (cli.directory / "offline/compare.html").read_text()
     (unfinished,) = (cli.directory / "offline").glob("optim.lr=0.01,train.seed=1-*")
     (unfinished / "summary.json").unlink()
-    code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "offline", "--tracking.wandb", "disabled")
+    code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "offline", "--tracking.wandb", "disabled",
+                       OMP_NUM_THREADS="1")
     assert code == 0 and "4 runs in offline, 1 to train" in output and output.count("== offline/") == 1, output
 
     for name in ("WANDB_MODE", "WANDB_DIR"):
@@ -88,7 +90,24 @@ def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path,
             sent = {row["_step"]: row["train/loss"] for row in run.history if "train/loss" in row}
             assert sent == {r["step"]: r["train/loss"] for r in read_metrics(directory) if "train/loss" in r}, directory
             assert {"curves", "mistakes"} <= set().union(*run.history)
+        sent_weights = [a for a in server.artifacts.values() if a.type == "model"]
+        assert {a.name for a in sent_weights} == {f"checkpoint-{id}" for id in sweep.runs} and all(a.committed for a in sent_weights)
     assert table(cli, "online") == without
+
+
+def test_the_server_ends_an_unpromising_run_early(cli, sweep_path):
+    """As hyperband does. What there is then has arrived: history, gradient norms; the run is not taken up again."""
+    one = yaml.safe_load(SWEEP) | {"parameters": {"optim.lr": {"value": 0.05}, "schedule.steps": {"value": 100_000}}}
+    sweep_path.write_text(yaml.safe_dump(one))
+    with WandbServer(dead_after=1000) as server:
+        server.stop_when = lambda run: len(run.history) > 3
+        code, output = cli("sweep", "four.yaml", "--wandb", "--workers-per-node", 1, "--sweep-dir", "online", "--tracking.grad_norm", "true",
+                           **server.environment, HOME=str(cli.directory))
+        assert code == 0, output
+        (run,) = server.runs.values()
+        assert run.finished and 3 < len(run.history) < 1000 and "terminated: saved at step" in output, output
+        assert all(row["grad_norm"] > 0 for row in run.history if "train/loss" in row)
+    assert not list(cli.directory.glob("online/*/agent")) and not list(cli.directory.glob("online/*/summary.json"))
 
 
 def mid_run(directory):

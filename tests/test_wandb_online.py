@@ -1,4 +1,4 @@
-"""The real wandb client, online: runs, sweeps by `wandb agent`, and a server that fails. The server is tests/wandb_server.py."""
+"""The real wandb client, online: runs, and a server that fails. The server is tests/wandb_server.py; sweeps are in test_sweeps.py."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 import pytest
 from wandb_server import Run, WandbServer
 
-ROOT, BIN = Path(__file__).parent.parent, Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
 
 ONE_RUN = """\
 import sys, wandb
@@ -34,20 +34,6 @@ pathlib.Path("weights.bin").write_bytes(b"1234")
 weights = wandb.Artifact("weights", "model")
 weights.add_file("weights.bin")
 run.log_artifact(weights)
-run.finish()
-"""
-
-SWEPT = """\
-import os, signal, sys, time, wandb
-stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-run = wandb.init(resume="allow", config={"optim": {"lr": 9.0, "momentum": 0.9}})
-for step in range(run.starting_step, int(os.environ["STEPS"])):
-    run.log({"score": run.config["optim"]["lr"] * step}, step=step)
-    time.sleep(float(os.environ.get("PAUSE", 0)))
-    if stopped:
-        break
-run.summary.update({"arguments": sys.argv[1:], "stopped": bool(stopped)})
 run.finish()
 """
 
@@ -82,7 +68,7 @@ class Programs:
 
     def start(self, server: WandbServer, *command: object, **environment: object) -> subprocess.Popen:
         env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-        env |= server.environment | {"HOME": str(self.directory), "PATH": f"{BIN}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+        env |= server.environment | {"HOME": str(self.directory), "PYTHONPATH": str(ROOT)}
         env |= {key: str(value) for key, value in environment.items()}
         process = subprocess.Popen([*map(str, command)], cwd=self.directory, env=env, text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -94,18 +80,6 @@ class Programs:
         output, _ = process.communicate(timeout=100)
         assert process.returncode == returns, output
         return output
-
-    def sweep(self, server: WandbServer, **config: Any) -> str:
-        """The id of a new sweep over SWEPT."""
-        (self.directory / "swept.py").write_text(SWEPT)
-        known = set(server.sweeps)
-        config = {"program": "swept.py", "method": "grid", **config}
-        self.run(server, "import json, sys, wandb; wandb.sweep(json.loads(sys.argv[1]), project='tests')", json.dumps(config))
-        (new,) = set(server.sweeps) - known
-        return new
-
-    def agent(self, server: WandbServer, sweep: str, **environment: object) -> subprocess.Popen:
-        return self.start(server, BIN / "wandb", "agent", f"testers/tests/{sweep}", **environment)
 
 
 @pytest.fixture
@@ -163,51 +137,6 @@ def test_media_and_artifacts_arrive(server: WandbServer, programs: Programs) -> 
     artifacts = {artifact.name: artifact for artifact in server.artifacts.values()}
     assert artifacts["weights"].files == {"weights.bin", "wandb_manifest.json"} and artifacts["weights"].type == "model"
     assert len(artifacts) == 2 and all(artifact.committed for artifact in artifacts.values())  # the table is one too
-
-
-def test_two_agents_run_a_grid(server: WandbServer, programs: Programs) -> None:
-    optim = {"parameters": {"lr": {"values": [1, 2]}, "nesterov": {"values": [True, False]}}}
-    sweep = programs.sweep(server, parameters={"optim": optim, "depth": {"value": 8}})
-    agents = [programs.agent(server, sweep, STEPS=4) for _ in range(2)]
-    outputs = [agent.communicate(timeout=100)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], outputs
-    runs = list(server.sweeps[sweep].runs.values())
-    chosen = [(run.config["optim"]["lr"], run.config["optim"]["nesterov"]) for run in runs]
-    assert chosen == [(1, True), (1, False), (2, True), (2, False)]
-    assert {run.agents[0] for run in runs} == set().union(*(run.agents for run in runs)) and len({run.agents[0] for run in runs}) == 2
-    for run, (lr, nesterov) in zip(runs, chosen, strict=True):
-        assert run.finished and run.exit_code == 0 and run.resumed == 0
-        assert run.config == {"optim": {"lr": lr, "nesterov": nesterov, "momentum": 0.9}, "depth": 8}
-        assert run.summary["arguments"] == ["--depth=8", f"--optim={{'lr': {lr}, 'nesterov': {nesterov}}}"]
-        assert [row["score"] for row in run.history] == [lr * step for step in range(4)]
-
-
-def test_another_agent_goes_on_with_the_run_of_a_killed_one(server: WandbServer, programs: Programs) -> None:
-    server.dead_after = 3
-    sweep = programs.sweep(server, method="random", run_cap=1, parameters={"optim": {"parameters": {"lr": {"min": 1, "max": 9}}}})
-    first = programs.agent(server, sweep, STEPS=1000, PAUSE=0.3)
-    wait_until(lambda: any(run.history for run in server.runs.values()))
-    kill_with_all_its_children(first)
-    (run,) = server.runs.values()
-    lr, known = run.config["optim"]["lr"], len(run.history)
-    assert not run.finished and 0 < known < 900
-
-    second = programs.agent(server, sweep, STEPS=known + 5)
-    output, _ = second.communicate(timeout=100)
-    assert second.returncode == 0, output
-    assert list(server.runs) == [run.id] and len(run.agents) == 2 and run.resumed == 1
-    assert run.finished and run.exit_code == 0 and steps(run) == list(range(known + 5))
-    assert [row["score"] for row in run.history] == [lr * step for step in range(known + 5)]
-
-
-def test_a_run_is_stopped_early(server: WandbServer, programs: Programs) -> None:
-    server.stop_when = lambda run: bool(run.history)
-    sweep = programs.sweep(server, parameters={"optim": {"parameters": {"lr": {"values": [1]}}}})
-    agent = programs.agent(server, sweep, STEPS=1000, PAUSE=0.3)
-    output, _ = agent.communicate(timeout=100)
-    assert agent.returncode == 0 and "Stop: " in output, output
-    (run,) = server.runs.values()
-    assert run.finished and run.exit_code == 0 and run.summary["stopped"] and 0 < len(run.history) < 900
 
 
 def test_a_server_that_fails_or_hangs_does_not_hold_a_training(programs: Programs) -> None:
