@@ -1,0 +1,1 @@
+"""Our speed beside what people use instead, in one run."""

@@ -1,0 +1,95 @@
+"""Images per second of whole training steps, ours beside the loop that people copy: python -m benchmarks.step
+
+The plain loop: fp32, NCHW, eager, torchvision's CIFAR10 and DataLoader, `.item()` every step. Bare: our network, precision and
+layout on one batch that is there already, with nothing else: what our loop adds to that is its overhead."""
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import measure
+from dist_resnet import models, train
+from dist_resnet.config import Model
+from dist_resnet.train import Training
+
+
+def ours(run: Training, steps: int) -> Callable[[], float]:
+    def some() -> float:
+        began, last = time.perf_counter(), run.progress.step + steps
+        while run.progress.step < last:
+            for step in train.train_epoch(run):
+                if step == last:
+                    break
+        run.sums.reduce(run.world)
+        return steps * run.plan.global_batch / (time.perf_counter() - began)
+
+    return some
+
+
+def bare(run: Training, steps: int) -> Callable[[], float]:
+    images, labels = next(run.train_data.batches(train.epoch_order(run, 0)[: run.plan.local_batch], 0))
+    images, labels = images.clone(), labels.clone()
+
+    def some() -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast(run.world.device.type, run.normalise.dtype, enabled=run.config.train.precision != "fp32"):
+                logits = run.model(run.normalise(images))
+            run.optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(logits.float(), labels).backward()
+            run.optimizer.step()
+        run.world.barrier()
+        return steps * run.plan.global_batch / (time.perf_counter() - began)
+
+    return some
+
+
+def plain(name: str, batch: int, steps: int, data, device: torch.device) -> Callable[[], float]:
+    model = models.build(Model(name=name), 10).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    loader = measure.plain_loader(data, batch, len(os.sched_getaffinity(0)))
+    state = {"iterator": iter(loader), "loss": 0.0}
+
+    def some() -> float:
+        model.train()
+        began = time.perf_counter()
+        for _ in range(steps):
+            found = next(state["iterator"], None)
+            if found is None:
+                state["iterator"] = iter(loader)
+                found = next(state["iterator"])
+            images, labels = (t.to(device) for t in found)
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            state["loss"] += loss.item()
+        return steps * batch / (time.perf_counter() - began)
+
+    return some
+
+
+def main() -> None:
+    parser = measure.arguments(__doc__, rounds=3)
+    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "resnet110"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
+    parser.add_argument("--steps", type=int, default=8, help="in each round (8)")
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        for batch in options.batches:
+            overrides = ["--model.name", name, "--data.dir", str(options.data), "--batch.per_worker", str(batch), "--tracking.wandb", "disabled"]
+            with measure.training("configs/resnet20.yaml", overrides) as run:
+                found = measure.interleaved({
+                    "ours": ours(run, options.steps), "bare": bare(run, options.steps),
+                    "plain": plain(name, batch, options.steps, options.data, run.world.device)}, options.rounds)
+            rows.append({"network": name, "batch": batch, "ours, images/s": found["ours"], "plain loop, images/s": found["plain"],
+                         "ratio": found["ours"] / found["plain"], "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1)})
+    measure.show("training steps of one worker", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
