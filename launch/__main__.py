@@ -143,7 +143,7 @@ def _agents(found: sweeps.Sweep, directory: Path, options: argparse.Namespace, o
     workers = ["--workers-per-node", str(place.workers)]
     name = agents.create(sweeps.for_wandb(found, directory, [*workers, *overrides]), directory, base.tracking.project, base.tracking.entity)
     print(f"sweep {name}; its runs are kept in {directory}", flush=True)
-    tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), options.count) for k in range(options.agents)]
+    tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), place.workers, options.count) for k in range(options.agents)]
     if place.on_slurm:
         from launch import slurm
 

@@ -56,11 +56,12 @@ def claim(run_dir: Path) -> Path | None:
 class AgentTask:
     """Runs `wandb agent` until the sweep has no more runs; picks up first what an earlier start of it has left.
 
-    sweep: [entity/]project/id; directory: of the sweep, with a RUN_DIR per run; agent: this agent's name."""
+    sweep: [entity/]project/id; directory: of the sweep, with a RUN_DIR per run; agent: this agent's name; workers: of a run."""
 
     sweep: str
     directory: str
     agent: str
+    workers: int
     count: int | None = None
     max_faults: int = 5
 
@@ -88,8 +89,8 @@ class AgentTask:
         *owner, sweep_id = self.sweep.split("/")
         names = dict(zip(("WANDB_PROJECT", "WANDB_ENTITY"), reversed(owner)))
         for run_dir in self.left_over():
-            yield ([sys.executable, "-m", "launch", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)],
-                   {"WANDB_RUN_ID": run_dir.name, "WANDB_SWEEP_ID": sweep_id, **names})
+            yield ([sys.executable, "-m", "launch", "train", str(run_dir / "config.yaml"), "--run-dir", str(run_dir),
+                    "--workers-per-node", str(self.workers)], {"WANDB_RUN_ID": run_dir.name, "WANDB_SWEEP_ID": sweep_id, **names})
         count = ["--count", str(self.count)] if self.count else []
         yield [sys.executable, "-m", "wandb", "agent", "--forward-signals", *count, self.sweep], {}
 
