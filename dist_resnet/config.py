@@ -192,6 +192,9 @@ class Train:
     seed: int = knob(0, "initial weights, order of the samples, crops and flips")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto: a GPU per worker where there are any")
     precision: Literal["bf16", "fp16", "fp32"] = knob("bf16", "autocast type; fp16 comes with a gradient scaler")
+    compile: Literal["none", "default", "max-autotune"] = knob("none", "torch.compile of the network: fuses BN, ReLU and addition")
+    activation_checkpointing: bool = knob(False, "family cifar: keep activations between blocks only, and compute the rest again: "
+                                          "less memory, about a third more time")
     label_smoothing: float = knob(0.0, "of the training loss")
     max_steps: Optional[int] = knob(None, "stop here, with the schedule unchanged; null: at its end")
     log_every: str = knob("50 steps", "'N steps' or 'N epochs'")
@@ -235,6 +238,10 @@ class Config:
     scaling: Scaling = Scaling()
     train: Train = Train()
     tracking: Tracking = Tracking()
+
+    def __post_init__(self) -> None:
+        require(not self.train.activation_checkpointing or self.model.family == "cifar", "train.activation_checkpointing", True,
+                "is for family cifar only; leave it out")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested values, as the YAML file has them."""

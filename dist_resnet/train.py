@@ -206,7 +206,7 @@ def evaluate(model: nn.Module, data: DataLoader, normalise: Normalise, world: Wo
     sums = Sums(world.device)
     for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
         with torch.autocast(world.device.type, normalise.dtype, enabled=normalise.dtype != torch.float32):
-            logits = model(normalise(images)).float()
+            logits = model.forward(normalise(images)).float()  # past torch.compile, which would compile for every size of batch
         sums.add(logits, labels, F.cross_entropy(logits, labels))
     means = sums.reduce(world)
     model.train()
@@ -224,7 +224,7 @@ def mistakes(run: Training, count: int) -> list[tuple[float, int, int, int, np.n
     seen = 0
     for images, labels in run.eval_data.batches(ids):
         with torch.autocast(world.device.type, run.normalise.dtype, enabled=run.normalise.dtype != torch.float32):
-            probabilities = model(run.normalise(images)).float().softmax(1)
+            probabilities = model.forward(run.normalise(images)).float().softmax(1)
         right = probabilities.gather(1, labels[:, None])[:, 0]
         for i in right.argsort()[:count].tolist():
             found.append((right[i].item(), int(ids[seen + i]), int(labels[i]), int(probabilities[i].argmax()),

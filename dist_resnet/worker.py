@@ -83,6 +83,10 @@ def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world
     torch.manual_seed(config.train.seed)
     model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
     model = data_parallel(model, world)
+    if config.train.activation_checkpointing:
+        model.module.recompute = True
+    if config.train.compile != "none":  # after DDP has settled its buckets, and in place: the parameters keep their names
+        model.module.compile(mode=None if config.train.compile == "default" else config.train.compile)
     run = Training(
         config=config, plan=plan, world=world, model=model, optimizer=optim.build(config.optim, model),
         scaler=optim.scaler(config.train.precision, world.device),

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from conftest import CONFIG, TEST, Cli, assert_identical, final_weights
 from dist_resnet.data import betons
@@ -247,6 +248,20 @@ def test_another_number_of_workers_keeps_the_global_batch_or_is_refused(straight
     (cli.directory / "grown/summary.json").unlink()
     code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, *settings)
     assert code == 1 and "global batch of 24 (1 workers), and 2 workers make 48" in output, output
+
+
+def test_compiled_and_recomputing_steps_agree_with_eager_ones(cli, config_path):
+    """Over 50 steps. Recomputed activations are the same bits, and BN's running statistics move once a step."""
+    settings = ("--workers-per-node", 1, "--train.precision", "fp32", "--optim.lr", 0.01, "--schedule.steps", 50, "--train.evaluate_every", "50 steps",
+                "--train.checkpoint_every", "50 steps", "--train.log_every", "1 step")
+    for name, extra in {"eager": (), "recomputing": ("--train.activation_checkpointing", "true"), "compiled": ("--train.compile", "default")}.items():
+        code, output = cli("train", "tiny.yaml", *settings, *extra, "--run-dir", name)
+        assert code == 0, output
+    losses = {name: [r["train/loss"] for r in read_metrics(cli.directory / name) if "lr" in r] for name in ("eager", "compiled")}
+    assert len(losses["eager"]) == 50 and losses["compiled"] == pytest.approx(losses["eager"], rel=2e-3)
+    assert_identical(cli.directory / "eager", cli.directory / "recomputing")
+    left, right = (final_weights(cli.directory / name) for name in ("eager", "compiled"))
+    assert all(torch.allclose(left[name], right[name], rtol=0.05, atol=5e-3) for name in left)
 
 
 def test_two_trainings_cannot_share_a_run_dir(cli, config_path):

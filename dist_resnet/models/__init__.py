@@ -9,7 +9,12 @@ from dist_resnet.models import cifar
 def build(config: Model, num_classes: int) -> nn.Module:
     """A network that maps float images (N, 3, H, W) to logits (N, num_classes)."""
     if config.family == "cifar":
-        return cifar.build(config, num_classes)
-    from dist_resnet.models import imagenet  # torchvision takes two seconds to import
+        model = cifar.build(config, num_classes)
+    else:
+        from dist_resnet.models import imagenet  # torchvision takes two seconds to import
 
-    return imagenet.build(config, num_classes)
+        model = imagenet.build(config, num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None  # nobody reads it, and it costs a kernel launch per layer and step
+    return model

@@ -3,11 +3,14 @@
 Pre-activation blocks: He et al. 2016, "Identity Mappings", figure 4e. Widening: Zagoruyko and Komodakis 2016.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dist_resnet.config import Model
 
@@ -86,6 +89,7 @@ class ResNet(nn.Module):
         self.last_norm = nn.BatchNorm2d(channels) if preact else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)
         self.preact = preact
+        self.recompute = False  # activations inside of blocks, in the backward pass, in place of keeping them
         self._initialise(config.zero_init_last_gamma)
 
     def _initialise(self, zero_last_gamma: bool) -> None:
@@ -104,10 +108,28 @@ class ResNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, 3, H, W) -> logits (N, num_classes)."""
         x = self.conv(x) if self.preact else F.relu(self.norm(self.conv(x)))
-        x = self.blocks(x)
+        for block in self.blocks:
+            if self.recompute and self.training:
+                x = checkpoint(block, x, use_reentrant=False, context_fn=lambda b=block: (nullcontext(), _statistics_kept(b)))
+            else:
+                x = block(x)
         if self.preact:
             x = F.relu(self.last_norm(x))
         return self.fc(x.mean((2, 3)))
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """The second forward pass of a step must not move BN's running statistics a second time."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:  # torch leaves the second pass by an exception, once it has what it needs
+        for norm, momentum in zip(norms, before):
+            norm.momentum = momentum
 
 
 def build(config: Model, num_classes: int = 10) -> ResNet:
