@@ -4,15 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from dist_resnet import config_file, schedule
+from dist_resnet import config_file
 from dist_resnet.config import Config
 from dist_resnet.data import manifest
 from dist_resnet.signals import COMPLETED
 from launch import arguments, cluster, run_dir
 from launch import sweep as sweeps
+from launch.place import Place, check
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -102,87 +102,15 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch import sweeping
+
     found = sweeps.load(options.file)
     directory = options.sweep_dir or Path("runs") / found.name
-    if options.wandb:
-        return _agents(found, directory, options, overrides)
-    runs = sweeps.runs(found, directory, options.count, options.seed, overrides)
-    for path, config in runs:
-        check(config, Place.of(options, config.train.device).world_size)
-        run_dir.create(path, config)
-    open_ = [(path, config) for path, config in runs if not (path / "summary.json").exists()]
-    print(f"sweep {found.name}: {len(runs)} runs in {directory}, {len(open_)} to train", flush=True)
-    place = Place.of(options, "auto")
-    if place.on_slurm and open_:
-        from launch import slurm
-        from launch.task import WorkerTask
-
-        tasks = [WorkerTask(str(path.resolve()), max_faults=place.cluster.max_faults) for path, _ in open_]
-        jobs = slurm.submit(directory, tasks, place.cluster, place.nodes, place.workers)
-        print(f"job array {jobs[0].split('_')[0]} queued: {len(jobs)} runs\n  results so far: dist-resnet compare {directory}\n"
-              f"  cancel: scancel {jobs[0].split('_')[0]}\n  resume: the same command")
-        return 0
-    from launch import local
-
-    for path, config in open_:
-        print(f"\n== {path}", flush=True)
-        if local.train(path, Place.of(options, config.train.device).workers, config.train.device) != COMPLETED:
-            print("the same command goes on with this sweep")
-            return 130
+    run = sweeping.run_agents if options.wandb else sweeping.train_all
+    if not run(found, directory, options, overrides):
+        return 0 if options.cluster not in ("local", "debug") else 130
     return compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
                                                   "--html", str(directory / "compare.html")]), ())
-
-
-def _agents(found: sweeps.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Make the sweep on W&B's server, and run its agents: here one after another, on SLURM as a job array."""
-    from launch import agents
-
-    base = config_file.load(found.config, [*found.fixed, *overrides])
-    place = Place.of(options, base.train.device)
-    check(base, place.workers)
-    workers = ["--workers-per-node", str(place.workers)]
-    name = agents.create(sweeps.for_wandb(found, directory, [*workers, *overrides]), directory, base.tracking.project, base.tracking.entity)
-    print(f"sweep {name}; its runs are kept in {directory}", flush=True)
-    tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), place.workers, options.count) for k in range(options.agents)]
-    if place.on_slurm:
-        from launch import slurm
-
-        jobs = slurm.submit(directory, tasks, place.cluster, nodes=1, workers_per_node=1)
-        print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
-        return 0
-    for task in tasks:
-        if task() != COMPLETED:
-            return 130
-    return compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
-                                                  "--html", str(directory / "compare.html")]), ())
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where workers are to run, from the command line."""
-
-    on_slurm: bool
-    cluster: cluster.Cluster
-    nodes: int
-    workers: int  # per node
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, device: str) -> "Place":
-        from launch import local  # submitit
-
-        here = options.cluster in ("local", "debug")
-        where = cluster.load(None if here or options.cluster == "slurm" else Path(options.cluster))
-        if here and options.nodes != 1:
-            raise ValueError(f"--nodes {options.nodes}: --cluster {options.cluster} has one node; use --workers-per-node, or --cluster slurm")
-        if not here:
-            return cls(True, where, options.nodes, options.workers_per_node or where.gpus_per_node or 1)
-        workers = 1 if options.cluster == "debug" else options.workers_per_node or local.default_workers(device)
-        local.check(workers, device)
-        return cls(False, where, 1, workers)
-
-    @property
-    def world_size(self) -> int:
-        return self.nodes * self.workers
 
 
 def stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -209,17 +137,6 @@ def settle(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from launch import slurm  # submitit
 
     return slurm.settle(options.folder)
-
-
-def check(config: Config, world_size: int) -> None:
-    """What can be known to fail before any worker starts."""
-    if world_size < 1:
-        raise ValueError(f"--nodes and --workers-per-node make {world_size} workers: there must be at least 1")
-    directory = Path(config.data.dir)
-    betons = manifest.load(directory, config.data.dataset)
-    for split in ("train", config.data.evaluate_on):
-        manifest.verify(directory, betons, split, contents=False)
-    schedule.plan(config, world_size, betons.splits["train"].samples)
 
 
 def _queue(directory: Path, place: Place, wait: bool) -> int:

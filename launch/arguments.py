@@ -10,6 +10,22 @@ from launch.cluster import Cluster
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("dist-resnet", description="Train ResNets on one machine or on a SLURM cluster.")
     commands = root.add_subparsers(dest="command", required=True)
+    _add_prepare(commands)
+    _add_train_options(commands.add_parser(
+        "train", help="train, or go on with a training", formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="dist-resnet train CONFIG [options] [--section.key value ...]", allow_abbrev=False,
+        description="Train as CONFIG says. The same command goes on where it was stopped.",
+        epilog="configuration keys  [default]\n" + config_file.describe()))
+    _add_sweep(commands)
+    _add_for_scripts(commands)
+    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
+    evaluate.add_argument("run_dir", type=Path)
+    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    _add_compare(commands)
+    return root
+
+
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
     prepare = commands.add_parser("prepare", help="write the betons of a data set",
                                   description="Write train, val and test betons and their manifest.json.")
     prepare.add_argument("dataset", choices=("cifar10", "cifar100", "imagefolder", "shapes"))
@@ -27,21 +43,22 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--on-broken", choices=("fail", "skip"), default="fail",
                          help="imagefolder: an image that cannot be read ends the preparation, or is named and left out (fail)")
     prepare.add_argument("--force", action="store_true", help="write again over betons that are there")
-    _add_train_options(commands.add_parser(
-        "train", help="train, or go on with a training", formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="dist-resnet train CONFIG [options] [--section.key value ...]", allow_abbrev=False,
-        description="Train as CONFIG says. The same command goes on where it was stopped.",
-        epilog="configuration keys  [default]\n" + config_file.describe()))
-    sweep_ = commands.add_parser("sweep", usage="dist-resnet sweep FILE [options] [--section.key value ...]", allow_abbrev=False,
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    sweep = commands.add_parser("sweep", usage="dist-resnet sweep FILE [options] [--section.key value ...]", allow_abbrev=False,
                                  help="train the runs of a sweep, or those that have not finished",
                                  description="FILE is in W&B's sweep format. Without --wandb its grid or random draws are expanded here.")
-    sweep_.add_argument("file", type=Path, metavar="FILE", help="such as configs/sweeps/lr_and_batch.yaml")
-    _add_place(sweep_)
-    sweep_.add_argument("--sweep-dir", type=Path, help="where its runs are kept, a run directory each (runs/FILE)")
-    sweep_.add_argument("--count", type=int, help="so many runs at most; with --wandb, of each agent")
-    sweep_.add_argument("--seed", type=int, default=0, help="of random draws made here (0)")
-    sweep_.add_argument("--wandb", action="store_true", help="make the sweep on W&B's server, which chooses the runs, and start agents")
-    sweep_.add_argument("--agents", type=int, default=1, help="with --wandb: agents, which run side by side on a cluster (1)")
+    sweep.add_argument("file", type=Path, metavar="FILE", help="such as configs/sweeps/batch.yaml")
+    _add_place(sweep)
+    sweep.add_argument("--sweep-dir", type=Path, help="where its runs are kept, a run directory each (runs/FILE)")
+    sweep.add_argument("--count", type=int, help="so many runs at most; with --wandb, of each agent")
+    sweep.add_argument("--seed", type=int, default=0, help="of random draws made here (0)")
+    sweep.add_argument("--wandb", action="store_true", help="make the sweep on W&B's server, which chooses the runs, and start agents")
+    sweep.add_argument("--agents", type=int, default=1, help="with --wandb: agents, which run side by side on a cluster (1)")
+
+
+def _add_for_scripts(commands: argparse._SubParsersAction) -> None:
     stage = commands.add_parser("stage", usage="dist-resnet stage CONFIG [--run-dir DIR] [--section.key value ...]", allow_abbrev=False,
                                 description="For batch scripts: make RUN_DIR, put the task where submitit's runner in this job finds it, "
                                             "print the folder to give to that runner.")
@@ -58,9 +75,9 @@ def parser() -> argparse.ArgumentParser:
     settle = commands.add_parser("settle", description="For batch scripts, after their srun: say who failed and why. Ends with "
                                                         "75 where the job should be requeued.")
     settle.add_argument("folder", type=Path, help="what `stage` printed")
-    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
-    evaluate.add_argument("run_dir", type=Path)
-    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="tables and figures of several runs, or of a sweep",
                                   description="What differs between runs, beside what came of it. Also for runs in progress.")
     compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="or a directory of such, as a sweep's")
@@ -70,7 +87,6 @@ def parser() -> argparse.ArgumentParser:
     for name in ("csv", "json", "markdown"):
         form.add_argument(f"--{name}", action="store_const", const=name, dest="format", help=f"print {name} in place of the table")
     compare.set_defaults(format="table")
-    return root
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ FLOORS = {  # within one floor nothing imports anything, but for the package of 
     "progress": 3, "data.shapes": 3, "data.sources": 3, "data.streaming": 3, "data.resident": 3, "figures": 3, "report": 4,
     "train": 4, "worker": 5,
 }
-LAUNCH = {"": 0, "run_dir": 0, "cluster": 0, "task": 0, "verdict": 0, "follow": 0, "sweep": 0, "arguments": 1,
-          "agents": 1, "local": 1, "slurm": 2, "__main__": 3}
+LAUNCH = {"": 0, "run_dir": 0, "cluster": 0, "task": 0, "verdict": 0, "follow": 0, "sweep": 0, "arguments": 1, "agents": 1, "local": 1,
+          "slurm": 2, "place": 2, "sweeping": 3, "__main__": 4}
 
 
 def imports(path):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from conftest import CONFIG, ROOT
+from conftest import ROOT
 from dist_resnet.tracking import read_metrics
 from launch import sweep as sweeps
 from wandb_server import WandbServer

@@ -1,6 +1,5 @@
 """The real wandb client, online: runs, and a server that fails. The server is tests/wandb_server.py; sweeps are in test_sweeps.py."""
 
-import json
 import os
 import subprocess
 import sys
