@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train as CONFIG says. The same command goes on where it was stopped.",
         epilog="configuration keys  [default]\n" + config_file.describe()))
     _add_sweep(commands)
+    _add_plan(commands)
     _add_for_scripts(commands)
     evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
     evaluate.add_argument("run_dir", type=Path)
@@ -56,6 +57,22 @@ def _add_sweep(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("--seed", type=int, default=0, help="of random draws made here (0)")
     sweep.add_argument("--wandb", action="store_true", help="make the sweep on W&B's server, which chooses the runs, and start agents")
     sweep.add_argument("--agents", type=int, default=1, help="with --wandb: agents, which run side by side on a cluster (1)")
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = commands.add_parser("plan", usage="dist-resnet plan CONFIG --step BATCH:MS [options] [--section.key value ...]", allow_abbrev=False,
+                               help="forecast times on a cluster from steps measured on one worker",
+                               description="Forecast step, epoch and total time for 1, 2, 4 ... workers, under both milestone policies. "
+                                           "Two measured batches tell the fixed part of a step from the rest.")
+    plan.add_argument("config", type=Path, metavar="CONFIG")
+    plan.add_argument("--step", action="append", default=[], metavar="BATCH:MS", help="a measured step of one worker, such as 128:24.5")
+    plan.add_argument("--measured", action="append", default=[], type=Path, metavar="RUN_DIR", help="a complete run of one worker")
+    plan.add_argument("--nodes", type=int, default=1)
+    plan.add_argument("--gpus-per-node", type=int, default=8, help="workers of a node (8)")
+    plan.add_argument("--batch", type=int, default=128, help="per worker (128)")
+    plan.add_argument("--link", default="25GBps", help="what each worker can send: 25GBps is 200Gbps (25GBps)")
+    plan.add_argument("--latency", default="20us", help="until the first byte arrives (20us)")
+    plan.add_argument("--samples", type=int, help="training images (those of data.dir)")
 
 
 def _add_for_scripts(commands: argparse._SubParsersAction) -> None:
