@@ -12,8 +12,8 @@ from torch import nn
 
 from dist_resnet import stream
 from dist_resnet.config import Config
-from dist_resnet.data.resident import ResidentLoader
-from dist_resnet.data.streaming import Batch, StreamingLoader
+from dist_resnet.data.loading import DataLoader
+from dist_resnet.data.streaming import Batch
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means, Sums
 from dist_resnet.progress import Progress
@@ -21,7 +21,6 @@ from dist_resnet.schedule import Plan
 from dist_resnet.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking import Tracker
 
-DataLoader = StreamingLoader | ResidentLoader
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

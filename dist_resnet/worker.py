@@ -24,18 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_resnet import checkpoint, config_file, distributed, figures, models, optim, schedule, train
 from dist_resnet.config import Config
-from dist_resnet.data import manifest, resident, staging
+from dist_resnet.data import loading, manifest
 from dist_resnet.data.manifest import Manifest
-from dist_resnet.data.resident import ResidentLoader
-from dist_resnet.data.streaming import Resize, StreamingLoader
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means
 from dist_resnet.progress import THRESHOLDS, Progress
-from dist_resnet.schedule import Plan
 from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import Tracker
-from dist_resnet.stream import Augment
-from dist_resnet.train import Ballot, DataLoader, Normalise, Training
+from dist_resnet.train import Ballot, Normalise, Training
 
 
 def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
@@ -44,8 +40,8 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
     Returns 'completed', 'preempted' (start it again) or 'terminated'. On every rank alike."""
     run_dir, stop, progress = Path(run_dir), stop or StopSignal(), Progress()
     config = config_file.load(run_dir / "config.yaml")
-    with distributed.connect(config.train.device, config.train.timeout_s) as world, locked(run_dir, world), data(config, run_dir, world) as (
-            data_dir, betons):
+    with (distributed.connect(config.train.device, config.train.timeout_s) as world, locked(run_dir, world),
+          loading.betons_of(config, run_dir, world) as (data_dir, betons)):
         run = build(config, run_dir, data_dir, betons, world, stop, progress)
         resume(run, run_dir, betons)
         try:
@@ -60,19 +56,6 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
             run.tracker.finish()
         world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
     return outcome
-
-
-@contextmanager
-def data(config: Config, run_dir: Path, world: World) -> Iterator[tuple[Path, Manifest]]:
-    """Where the betons are to be read, and what they hold."""
-    source = Path(config.data.dir)
-    betons = manifest.load(source, config.data.dataset)
-    if not config.data.stage:
-        yield source, betons
-        return
-    splits = tuple(split for split in ("train", config.data.evaluate_on) if split in betons.splits)
-    with staging.staged(source, betons, splits, run_dir, world, warn=print if world.rank == 0 else lambda line: None) as directory:
-        yield directory, betons
 
 
 def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world: World, stop: StopSignal, progress: Progress) -> Training:
@@ -90,8 +73,8 @@ def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world
         config=config, plan=plan, world=world, model=model, optimizer=optim.build(config.optim, model),
         scaler=optim.scaler(config.train.precision, world.device),
         normalise=Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device),
-        train_data=loader(config, data_dir, betons, "train", plan.local_batch, world, plan),
-        eval_data=loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world),
+        train_data=loading.loader(config, data_dir, betons, "train", plan.local_batch, world, plan),
+        eval_data=loading.loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world),
         tracker=tracker, progress=progress, ballot=Ballot(stop, world), save=lambda: save(run, run_dir, betons))
     announce(run, betons)
     return run
@@ -111,37 +94,6 @@ def data_parallel(model: nn.Module, world: World) -> DistributedDataParallel:
     parallel(torch.zeros(1, 3, 32, 32, device=world.device)).sum().backward()
     parallel.zero_grad(set_to_none=True)
     return parallel
-
-
-def loader(config: Config, data_dir: Path, betons: Manifest, split: str, batch_size: int, world: World, plan: Plan | None = None) -> DataLoader:
-    """A verified beton's loader, streaming or resident; that of `train`, which needs the plan, draws crops and flips."""
-    path, settings = manifest.verify(data_dir, betons, split), config.data
-    if betons.shape is None and settings.resolution is None:
-        raise ValueError(f"data.dir = {str(data_dir)!r} holds images of different sizes, which cannot be batched as they are: "
-                         "set --data.resolution (224, say)")
-    augment = resize = None
-    if split == "train" and (settings.pad or settings.flip != "none"):
-        fill = tuple(round(255 * value) for value in betons.mean)
-        augment = Augment(config.train.seed, settings.pad, settings.flip, fill)
-    if is_resident(config, betons, world):
-        return ResidentLoader(path, batch_size, world.device, augment=augment, threads=settings.loader_threads)
-    if settings.resolution is not None:
-        size = settings.eval_resolution or settings.resolution
-        resize = (Resize(plan.resolution_at, config.train.seed, settings.crop_area) if plan is not None
-                  else Resize(lambda epoch: size, share=settings.eval_share))
-    return StreamingLoader(path, batch_size, world.device, augment=augment, resize=resize, threads=settings.loader_threads,
-                           batches_ahead=settings.batches_ahead, timeout_s=settings.timeout_s, os_cache=settings.order == "random")
-
-
-def is_resident(config: Config, betons: Manifest, world: World) -> bool:
-    """Whether the betons are to lie on the device. Raises ValueError where that is asked for and cannot be."""
-    if config.data.residency == "stream" or config.data.resolution is not None or config.data.order != "random":
-        return False
-    copies = 1 if world.device.type == "cuda" else world.local_size
-    obstacle = resident.obstacle(betons, ("train", config.data.evaluate_on), world.device, copies)
-    if obstacle and config.data.residency == "device":
-        raise ValueError(f"data.residency = 'device': {obstacle}; use --data.residency stream, or auto")
-    return obstacle is None
 
 
 def announce(run: Training, betons: Manifest) -> None:
@@ -256,7 +208,7 @@ def evaluate(run_dir: Path | str, which: str) -> Means:
         model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
         model.load_state_dict(state["model"])
         normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
-        return train.evaluate(model, loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world)
+        return train.evaluate(model, loading.loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world)
 
 
 @contextmanager

@@ -20,12 +20,13 @@ class FrozenBN(WorkerTask):
     def __call__(self) -> str:
         self.join(JobEnvironment())
         from dist_resnet import config_file, distributed, train, worker
+        from dist_resnet.data import loading
         from dist_resnet.progress import Progress
         from dist_resnet.signals import StopSignal
 
         run_dir = Path(self.run_dir)
         config = config_file.load(run_dir / "config.yaml")
-        with distributed.connect("cpu", 120) as world, worker.data(config, run_dir, world) as (data_dir, betons):
+        with distributed.connect("cpu", 120) as world, loading.betons_of(config, run_dir, world) as (data_dir, betons):
             run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
             run.model.eval()
             run.model.train = lambda mode=True: run.model
