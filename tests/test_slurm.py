@@ -167,7 +167,7 @@ def test_eight_workers_train_as_one_does(cluster, overrides, tmp_path, monkeypat
 def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     (tmp_path / "c.yaml").write_text("""
 {partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: 8, cpus_per_task: 7, mem: 60G, time: 90,
- signal_delay_s: 77, max_restarts: 5, max_faults: 2, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"]}""")
+ signal_delay_s: 77, max_restarts: 5, max_faults: 2, array_parallelism: 9, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"]}""")
     where = cluster_file.load(tmp_path / "c.yaml")
     text = slurm.script(tmp_path / "run", where, 4, 8)
     given = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
@@ -177,7 +177,10 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     (srun,) = [line for line in text.splitlines() if line.startswith("srun ")]
     assert "--mpi=none '--cpu-bind=v erbose'" in srun and "--kill-on-bad-exit=1" in srun and "env --block-signal=USR2" in srun
     assert text.index("srun ") < text.index("launch settle") < text.index("scontrol requeue")
-    assert slurm.executor(tmp_path / "run", where, 4, 8).max_num_timeout == 5
-    unread = {"max_restarts", "max_faults"}  # submitit's and settle's
+    executor = slurm.executor(tmp_path / "run", where, 4, 8)
+    assert executor.max_num_timeout == 5
+    executor.parameters["map_count"] = 100  # as submitit sets it for a job array
+    assert "#SBATCH --array=0-99%9\n" in executor._make_submission_file_text("x", "")
+    unread = {"max_restarts", "max_faults", "array_parallelism"}  # submitit's, settle's and that of arrays
     assert {k for k in cluster_file.Cluster.__dataclass_fields__} - unread == {
         "partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem", "time", "signal_delay_s", "setup", "srun_args"}
