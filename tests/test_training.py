@@ -260,8 +260,8 @@ def test_compiled_and_recomputing_steps_agree_with_eager_ones(cli, config_path):
     losses = {name: [r["train/loss"] for r in read_metrics(cli.directory / name) if "lr" in r] for name in ("eager", "compiled")}
     assert len(losses["eager"]) == 50 and losses["compiled"] == pytest.approx(losses["eager"], rel=2e-3)
     assert_identical(cli.directory / "eager", cli.directory / "recomputing")
-    left, right = (final_weights(cli.directory / name) for name in ("eager", "compiled"))
-    assert all(torch.allclose(left[name], right[name], rtol=0.05, atol=5e-3) for name in left)
+    left, right = (torch.cat([t.flatten().float() for t in final_weights(cli.directory / name).values()]) for name in ("eager", "compiled"))
+    assert (left - right).norm() < 0.02 * left.norm()
 
 
 def test_two_trainings_cannot_share_a_run_dir(cli, config_path):
