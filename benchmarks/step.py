@@ -76,7 +76,7 @@ def main() -> None:
     parser = measure.arguments(__doc__, rounds=3)
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "resnet110"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
-    parser.add_argument("--steps", type=int, default=8, help="in each round (8)")
+    parser.add_argument("--steps", type=int, default=20, help="in each round (20)")
     options = parser.parse_args()
     rows = []
     for name in options.models:
