@@ -194,7 +194,7 @@ class Train:
     precision: Literal["bf16", "fp16", "fp32"] = knob("bf16", "autocast type; fp16 comes with a gradient scaler")
     compile: Literal["none", "default", "max-autotune"] = knob("none", "torch.compile of the network: fuses BN, ReLU and addition")
     activation_checkpointing: bool = knob(False, "family cifar: keep activations between blocks only, and compute the rest again: "
-                                          "less memory, about a third more time")
+                                          "less memory, one more forward pass")
     label_smoothing: float = knob(0.0, "of the training loss")
     max_steps: Optional[int] = knob(None, "stop here, with the schedule unchanged; null: at its end")
     log_every: str = knob("50 steps", "'N steps' or 'N epochs'")
