@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import ticker
+from matplotlib import colormaps, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -115,8 +115,6 @@ def _parallel(axis: Axes, points: Sequence[dict[str, Any]], values: np.ndarray, 
     spread = max(float(np.ptp(values)), 1e-9)
     heights = (values - values.min()) / spread
     levels = {key: _levels(points, key) for key in keys}
-    from matplotlib import colormaps
-
     for point, height in zip(points, heights):
         line = [levels[key].index(str(point[key])) / max(1, len(levels[key]) - 1) for key in keys]
         axis.plot(range(len(keys) + 1), [*line, height], color=colormaps["viridis"](height), alpha=0.8)

@@ -58,8 +58,7 @@ class WandbRun:
                     self.log(record["step"], {k: v for k, v in record.items() if k != "step" and v is not None})
 
     def _init(self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], mode: str) -> Any:
-        import wandb  # takes half a second; only rank 0 and only where it is wanted
-
+        wandb = _wandb()
         run = wandb.init(
             mode=mode, id=self.id, resume="allow" if mode == "online" else None, name=self.run_dir.name, project=config.project,
             entity=config.entity, group=config.group, job_type="train", tags=sorted({*tags, *config.tags}), config=full_config,
@@ -108,7 +107,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _wandb() -> Any:
-    import wandb
+    import wandb  # takes half a second; only rank 0 and only where it is wanted
 
     return wandb
 

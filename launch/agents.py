@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
 from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
+from launch.task import requeue
 
 SERVICE = "WANDB_SERVICE"  # where wandb's helper process listens, which ends with the process that started it
 AGENT = "DIST_RESNET_AGENT"  # the name of the agent, in the environment of what it runs
@@ -73,16 +74,12 @@ class AgentTask:
                 break
             if code:
                 raise RuntimeError(f"agent {self.agent}: {shlex.join(command)} ended with exit code {code}; its output is above")
-        requeue = stop.before[signal.SIGUSR2]
-        if stop.requested == PREEMPTED and callable(requeue):
-            from launch.task import requeued_marker
-
-            requeued_marker(Path(os.environ["SUBMITIT_FOLDER"]), JobEnvironment().job_id).touch()
-            requeue(signal.SIGUSR2, None)  # submitit's: requeues the job, exits
+        if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
+            requeue(stop, JobEnvironment())
         return stop.requested or COMPLETED
 
     def checkpoint(self) -> DelayedSubmission:
-        return DelayedSubmission(replace(self))
+        return DelayedSubmission(self)
 
     def commands(self) -> Iterator[tuple[list[str], dict[str, str]]]:
         """(command, environment) of each run left over, then of the agent."""

@@ -43,7 +43,8 @@ def run_agents(found: sweep.Sweep, directory: Path, options: argparse.Namespace,
     workers = ["--workers-per-node", str(place.workers)]
     name = agents.create(sweep.for_wandb(found, directory, [*workers, *overrides]), directory, base.tracking.project, base.tracking.entity)
     print(f"sweep {name}; its runs are kept in {directory}", flush=True)
-    tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), place.workers, options.count) for k in range(options.agents)]
+    tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), place.workers, options.count, place.cluster.max_faults)
+             for k in range(options.agents)]
     if place.on_slurm:
         jobs = slurm.submit(directory, tasks, place.cluster, nodes=1, workers_per_node=1)
         print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")

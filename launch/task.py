@@ -42,11 +42,9 @@ class WorkerTask:
         from dist_resnet import worker
 
         outcome = worker.main(self.run_dir, stop)
-        requeue = stop.before[signal.SIGUSR2]
-        if outcome == PREEMPTED and callable(requeue):
+        if outcome == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
             if job.global_rank == 0:
-                requeued_marker(Path(os.environ["SUBMITIT_FOLDER"]), job.job_id).touch()
-                requeue(signal.SIGUSR2, None)  # submitit's: calls checkpoint(), requeues the job, exits
+                requeue(stop, job)
             sys.exit(0)  # without a result, which would be read as the job's end
         return outcome
 
@@ -86,6 +84,12 @@ class WorkerTask:
 def restarts() -> int:
     """How often SLURM has started this job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+
+def requeue(stop: StopSignal, job: JobEnvironment) -> None:
+    """By submitit's own handler, which calls checkpoint(), requeues the job and exits."""
+    requeued_marker(Path(os.environ["SUBMITIT_FOLDER"]), job.job_id).touch()
+    stop.before[signal.SIGUSR2](signal.SIGUSR2, None)
 
 
 def requeued_marker(folder: Path, job_id: str) -> Path:
