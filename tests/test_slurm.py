@@ -73,9 +73,10 @@ def test_preempted_it_requeues_and_ends_bit_identical(cluster, overrides, straig
 
 def test_at_its_time_limit_it_saves_and_goes_on(cluster, overrides, straight, tmp_path):
     """The signal comes while Python is starting. (A job of less than ten minutes always looks timed out to submitit.)"""
-    job = sbatch(cluster, tmp_path / "run", overrides, "--time=2", "--signal=USR2@100")
+    job = sbatch(cluster, tmp_path / "run", overrides, "--time=9", "--signal=USR2@100")
     job.until(lambda: len(job.workers()) == 4, 60)
     with suspended(job) as workers:
+        cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")  # only now, so that the signal cannot come before there is anybody to hear it
         wait_for_signal(job, workers)
     assert job.wait_for_end() == "COMPLETED", job.log()
     assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log() and "resuming at step" in job.log(), job.log()
