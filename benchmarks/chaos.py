@@ -25,7 +25,7 @@ from dist_resnet import checkpoint  # noqa: E402
 from dist_resnet.data import betons, shapes  # noqa: E402
 from dist_resnet.tracking import read_metrics  # noqa: E402
 from local_cluster import LocalCluster  # noqa: E402
-from local_job import Job, kill_node, revive_node, sbatch, suspended, wait_for_signal  # noqa: E402
+from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch  # noqa: E402
 
 STEPS = 40
 FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")
@@ -58,19 +58,13 @@ def requeue_by_the_operator(job: Job) -> None:
     job.cluster.command("scontrol", "requeue", job.id)
 
 
-def reach_the_time_limit(job: Job) -> None:
-    """SLURM looks at time limits every half a minute, and the run would be over by then: its workers stand still meanwhile."""
-    with suspended(job) as workers:
-        wait_for_signal(job, workers)
-
-
 HARMS: dict[str, Callable[[Job], None]] = {
     "preempted (USR2)": preempt, "worker killed": kill_worker, "worker hangs": hang_worker, "node dies": node_dies,
     "cancelled, submitted again": cancel_and_submit_again, "scontrol requeue": requeue_by_the_operator, "time limit": reach_the_time_limit}
 
 
 def overrides(data: Path) -> list[str]:
-    settings = {"model.name": "resnet8", "data.dir": data, "data.dataset": "shapes", "batch.per_worker": "null", "batch.global": 48,
+    settings = {"model.name": "resnet8", "model.width": 3, "data.dir": data, "data.dataset": "shapes", "batch.per_worker": "null", "batch.global": 48,
                 "train.max_steps": STEPS, "train.log_every": "2 steps", "train.evaluate_every": "10 steps",
                 "train.checkpoint_every": "4 steps", "train.timeout_s": 25}
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -79,7 +73,7 @@ def overrides(data: Path) -> list[str]:
 def play(cluster: LocalCluster, folder: Path, data: Path, undisturbed: Path, harm: str, step: int) -> dict[str, object]:
     """One round; returns its row of the table."""
     began, run_dir = time.monotonic(), folder / "run"
-    options = ["--time=2", "--signal=USR2@100"] if harm == "time limit" else []
+    options = ["--time=9", "--signal=USR2@100"] if harm == "time limit" else []
     job = sbatch(cluster, run_dir, overrides(data), *options)
     result = {"harm": harm, "step": 0 if harm == "time limit" else step, "survived": False}
     try:

@@ -85,14 +85,14 @@ def plain_loader(data: Path, batch: int, workers: int) -> DataLoader:
     betons = manifest.load(data)
     usual = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
                                 transforms.Normalize(betons.mean, betons.std)])
-    return DataLoader(_Images(data, betons, usual), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    return DataLoader(Images(data, betons, "train", usual), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
 
 
-class _Images(CIFAR10):
-    """CIFAR10 over the beton's pixels: everything but its download."""
+class Images(CIFAR10):
+    """CIFAR10 over the pixels of a beton: everything but its download."""
 
-    def __init__(self, data: Path, betons: Manifest, transform: Callable) -> None:
-        self.data, labels = read_raw(data / betons.splits["train"].file)
+    def __init__(self, data: Path, betons: Manifest, split: str, transform: Callable) -> None:
+        self.data, labels = read_raw(data / betons.splits[split].file)
         self.targets: list[int] = labels.tolist()
         self.transform, self.target_transform = transform, None
 

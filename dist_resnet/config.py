@@ -35,10 +35,16 @@ def parse_length(key: str, text: str) -> tuple[float, Literal["steps", "epochs"]
     return float(match[1]), f"{match[2]}s"
 
 
+READ_BY_ONE = {"cifar": ("shortcut", "width", "block", "block_order", "bn"), "imagenet": ("stem",),
+               "speedrun": ("channels", "activation", "whiten", "dirac", "logit_scale")}
+
+
 @dataclass(frozen=True)
 class Model:
-    family: Literal["cifar", "imagenet"] = knob("cifar", "cifar: the 6n+2 networks; imagenet: torchvision's")
-    name: str = knob("resnet20", "resnet<depth>: depth 6n+2 (basic) or 9n+2 (bottleneck); 18, 34, 50, 101, 152 for imagenet")
+    family: Literal["cifar", "imagenet", "speedrun"] = knob(
+        "cifar", "cifar: the 6n+2 networks; imagenet: torchvision's; speedrun: a shallow one for short trainings")
+    name: str = knob("resnet20", "resnet<depth>: depth 6n+2 (basic) or 9n+2 (bottleneck); 18, 34, 50, 101, 152 for imagenet; "
+                     "3n+2 for speedrun")
     shortcut: Literal["A", "B"] = knob("A", "where the shape changes: A zero padding (the paper's), B 1x1 projection")
     width: int = knob(1, "widening factor k of Wide ResNets; the stages have 16k, 32k, 64k channels")
     block: Literal["basic", "bottleneck"] = knob("basic", "two 3x3 convolutions, or 1x1-3x3-1x1 with expansion 4")
@@ -46,7 +52,14 @@ class Model:
         "paper", "paper: BN before the addition, ReLU after; the others move or drop them")
     bn: Literal["all", "first"] = knob("all", "batch normalisation on every convolution, or on the first of each block only")
     zero_init_last_gamma: bool = knob(False, "start every residual branch at zero (Goyal et al. 2017, section 5.1)")
-    stem: Literal["imagenet", "cifar"] = knob("imagenet", "family imagenet only: 7x7/2 and max-pool, or 3x3/1 for 32x32 input")
+    stem: Literal["imagenet", "cifar"] = knob("imagenet", "family imagenet: 7x7/2 and max-pool, or 3x3/1 for 32x32 input")
+    channels: tuple[int, ...] = knob((64, 256, 256), "family speedrun: of its groups, each of which halves the image")
+    activation: Literal["relu", "gelu", "silu"] = knob("relu", "family speedrun: the non-linearity")
+    whiten: bool = knob(False, "family speedrun: fix the first convolution to what whitens 2x2 patches of the training images")
+    dirac: bool = knob(False, "family speedrun: start 3x3 convolutions as identities of as many channels as come in")
+    logit_scale: float = knob(1.0, "family speedrun: what the last layer's output is multiplied by")
+    bn_momentum: float = knob(0.1, "part of a batch in BN's running statistics; short trainings want more")
+    bn_scale: Literal["trained", "fixed"] = knob("trained", "BN's gamma; fixed: it stays 1")
 
     def __post_init__(self) -> None:
         match = re.fullmatch(r"resnet(\d+)", self.name)
@@ -54,19 +67,27 @@ class Model:
         require(self.width >= 1, "model.width", self.width, "must be at least 1")
         require(not (self.bn == "first" and self.block_order in ("bn_after_add", "preact")), "model.bn", self.bn,
                 f"block_order {self.block_order} needs every BN; set --model.bn all or another block_order")
+        require(0 < self.bn_momentum <= 1, "model.bn_momentum", self.bn_momentum, "must be in (0, 1]")
+        require(not (self.bn_scale == "fixed" and self.zero_init_last_gamma), "model.bn_scale", self.bn_scale,
+                "keeps gamma at 1, and model.zero_init_last_gamma wants it to start at 0")
         if self.family == "cifar":
             unit = 6 if self.block == "basic" else 9
             require((self.depth - 2) % unit == 0 and self.depth > 2, "model.name", self.name,
                     f"a CIFAR ResNet of {self.block} blocks has depth {unit}n+2; "
                     "for torchvision's networks set --model.family imagenet")
-            require(self.stem == "imagenet", "model.stem", self.stem, "is read by family imagenet only; leave it out")
-        else:
+        elif self.family == "imagenet":
             require(self.depth in (18, 34, 50, 101, 152), "model.name", self.name,
                     "torchvision has resnet18, resnet34, resnet50, resnet101 and resnet152")
-            for key in ("shortcut", "width", "block", "block_order", "bn"):
+        else:
+            groups = len(self.channels)
+            require(groups >= 1 and min(self.channels) >= 12, "model.channels", list(self.channels), "needs at least one group, of 12 channels or more")
+            require((self.depth - 2) % groups == 0 and self.depth >= 2 + 2 * groups, "model.name", self.name,
+                    f"{groups} groups of n >= 2 convolutions, the first one and the last layer make a depth of {groups}n+2")
+        for family, keys in READ_BY_ONE.items():
+            for key in keys if family != self.family else ():
                 default = Model.__dataclass_fields__[key].default
                 require(getattr(self, key) == default, f"model.{key}", getattr(self, key),
-                        f"is read by family cifar only; leave it at {default!r}")
+                        f"is read by family {family} only; leave it at {default!r}")
 
     @property
     def depth(self) -> int:
@@ -140,12 +161,16 @@ class Optim:
     adam_beta2: float = knob(0.999, "Adam's beta2")
     weight_decay: float = knob(1e-4, "L2 penalty, added to the gradient")
     decay_norm_and_bias: bool = knob(True, "apply weight decay to BN and biases too, as the paper does")
+    bias_lr: float = knob(1.0, "learning rate of biases, in those of the weights; their weight decay is divided by it")
+    lookahead: int = knob(0, "every so many steps, set the weights to their moving average (Zhang et al. 2019); 0: never")
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "must be positive")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "must be in [0, 1)")
         require(0 <= self.adam_beta2 < 1, "optim.adam_beta2", self.adam_beta2, "must be in [0, 1)")
         require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must be 0 or more")
+        require(self.bias_lr > 0, "optim.bias_lr", self.bias_lr, "must be positive")
+        require(self.lookahead >= 0, "optim.lookahead", self.lookahead, "must be 0 or more steps")
         require(not (self.nesterov and (self.name != "sgd" or self.momentum == 0)), "optim.nesterov", self.nesterov,
                 "needs optim.name sgd and a momentum above 0")
 
@@ -195,12 +220,18 @@ class Train:
     compile: Literal["none", "default", "max-autotune"] = knob("none", "torch.compile of the network: fuses BN, ReLU and addition")
     activation_checkpointing: bool = knob(False, "family cifar: keep activations between blocks only, and compute the rest again: "
                                           "less memory, one more forward pass")
+    cuda_graph: bool = knob(False, "one CUDA graph of the whole step: forward, backward, all-reduce, update; needs train.all_reduce flat")
+    all_reduce: Literal["buckets", "flat"] = knob(
+        "buckets", "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it")
+    bucket_mib: float = knob(25.0, "size of DDP's buckets")
+    gradient_type: Literal["fp32", "bf16"] = knob("fp32", "in which gradients travel; bf16: half the bytes, rounded")
     label_smoothing: float = knob(0.0, "of the training loss")
     max_steps: Optional[int] = knob(None, "stop here, with the schedule unchanged; null: at its end")
     log_every: str = knob("50 steps", "'N steps' or 'N epochs'")
     evaluate_every: str = knob("1 epochs", "'N steps' or 'N epochs'; the last step is always evaluated")
     checkpoint_every: str = knob("1 epochs", "'N steps' or 'N epochs'; every evaluation and the last step save too")
     eval_batch: int = knob(500, "samples per worker and step of an evaluation")
+    eval_mirrored: bool = knob(False, "answer with the mean over an image and its mirror image")
     timeout_s: float = knob(600.0, "end the run when a collective has waited so many seconds for a lost worker")
 
     def __post_init__(self) -> None:
@@ -208,6 +239,9 @@ class Train:
         require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "must be in [0, 1)")
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1, or null")
         require(self.eval_batch >= 1, "train.eval_batch", self.eval_batch, "must be at least 1")
+        require(self.bucket_mib > 0, "train.bucket_mib", self.bucket_mib, "must be positive")
+        require(not self.cuda_graph or (self.all_reduce == "flat" and self.device != "cpu"), "train.cuda_graph", True,
+                "needs --train.all_reduce flat, and a GPU")
         require(self.timeout_s > 0, "train.timeout_s", self.timeout_s, "must be positive")
         for key in ("log_every", "evaluate_every", "checkpoint_every"):
             parse_length(f"train.{key}", getattr(self, key))
@@ -242,6 +276,8 @@ class Config:
     def __post_init__(self) -> None:
         require(not self.train.activation_checkpointing or self.model.family == "cifar", "train.activation_checkpointing", True,
                 "is for family cifar only; leave it out")
+        require(not self.train.cuda_graph or (self.optim.name == "sgd" and self.data.min_resolution is None), "train.cuda_graph", True,
+                "needs optim.name sgd and images of one size throughout (no data.min_resolution)")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested values, as the YAML file has them."""

@@ -27,33 +27,29 @@ class Sums:
     """Sums over batches, kept on the device: adding makes no host synchronisation."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self._samples = 0  # known from the shapes, without asking the device
+        self.totals = torch.zeros(5, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, logits: torch.Tensor, labels: torch.Tensor, mean_loss: torch.Tensor) -> None:
         """logits: (N, classes); labels: int64 (N,); mean_loss: scalar over these N samples."""
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         correct = best == labels[:, None]
-        self._samples += len(labels)
-        self._sums += torch.stack([mean_loss.double() * len(labels), correct[:, 0].sum().double(), correct.sum().double(),
-                                   (~torch.isfinite(mean_loss)).double()])
+        loss = mean_loss.double()
+        self.totals += torch.stack([loss * len(labels), correct[:, 0].sum().double(), correct.sum().double(),
+                                   (~torch.isfinite(loss)).double(), torch.full_like(loss, len(labels))])
 
     def total(self, world: World) -> list[float]:
         """The sums over all ranks. One all-reduce, one host sync."""
-        return world.sum(torch.cat([self._sums, self._sums.new_tensor([self._samples])])).tolist()
+        return world.sum(self.totals.clone()).tolist()
 
     def reduce(self, world: World) -> Means:
         """The means over all ranks; the sums start again from zero."""
         loss, top1, top5, bad, samples = self.total(world)
-        self._sums.zero_()
-        self._samples = 0
+        self.totals.zero_()
         n = max(samples, 1)
         return Means(loss / n, top1 / n, top5 / n, int(samples), bad / world.size)
 
     def restore(self, total: list[float], world: World) -> None:
         """Go on from a `total`, whatever number of ranks it was taken over: rank 0 takes it all."""
         if world.rank == 0:
-            *sums, samples = total
-            self._sums.copy_(torch.tensor(sums, dtype=torch.float64))
-            self._samples = int(samples)
+            self.totals.copy_(torch.tensor(total, dtype=torch.float64))

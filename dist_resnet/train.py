@@ -4,18 +4,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_resnet import stream
+from dist_resnet import optim, stream
 from dist_resnet.config import Config
 from dist_resnet.data.loading import DataLoader
 from dist_resnet.data.streaming import Batch
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means, Sums
+from dist_resnet.optim import Lookahead
+from dist_resnet.parallel import Buckets, Flat
 from dist_resnet.progress import Progress
 from dist_resnet.schedule import Plan
 from dist_resnet.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
@@ -25,7 +28,7 @@ PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float3
 
 
 DIVERGED = "the last good checkpoint is kept: lower --optim.lr, lengthen the warmup, or use --train.precision fp32"
-VOTE_SECONDS = 2.0
+VOTE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ class Training:
     config: Config
     plan: Plan
     world: World
-    model: nn.Module  # wrapped by DDP
+    model: Buckets | Flat
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    lookahead: Lookahead
     normalise: Normalise
     train_data: DataLoader
     eval_data: DataLoader
@@ -64,13 +68,15 @@ class Training:
     save: Callable[[], bool]  # writes a checkpoint of progress.step; whether that went well
     saved: bool = False  # what the last call of it returned
     sums: Sums = field(init=False)
+    update: Callable[[torch.Tensor, torch.Tensor], None] = field(init=False)  # with a batch; a CUDA graph may take its place
 
     def __post_init__(self) -> None:
         self.sums = Sums(self.world.device)
+        self.update = partial(update, self)
 
 
 class Ballot:
-    """All ranks agree whether to stop, every two seconds or so, however long their steps take.
+    """All ranks agree whether to stop, every second or so, however long their steps take.
 
     A signal may reach some ranks before others, or only some; they must leave after the same step. The next step at
     which they ask follows from the time of a step that they measured, which is part of what they exchange."""
@@ -141,15 +147,19 @@ def epoch_order(run: Training, epoch: int) -> np.ndarray:
 
 
 def train_step(run: Training, batch: Batch, lr: float) -> None:
-    """One update; nothing here waits for the device."""
-    images, labels = batch
+    optim.set_lr(run.optimizer, lr)
+    run.update(*batch)
+    run.lookahead.after(run.progress.step + 1)
+
+
+def update(run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Forward, backward, all-reduce, optimizer. Nothing here waits for the device."""
     with torch.autocast(run.world.device.type, run.normalise.dtype, enabled=run.config.train.precision != "fp32"):
         logits = run.model(run.normalise(images))
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=run.config.train.label_smoothing)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    run.model.average_gradients()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.sums.add(logits.detach(), labels, loss.detach())
@@ -186,7 +196,7 @@ def require_finite_weights(run: Training, step: int) -> None:
 
 def evaluate_and_log(run: Training, step: int) -> None:
     run.progress.clock.start("evaluation")
-    means = evaluate(run.model.module, run.eval_data, run.normalise, run.world)
+    means = evaluate(run.model.module, run.eval_data, run.normalise, run.world, run.config.train.eval_mirrored)
     seconds, _ = run.progress.clock.lap()
     run.progress.note_evaluation(step, means)
     run.tracker.log(step, {**means.figures("test"), "samples": step * run.plan.global_batch,
@@ -195,7 +205,7 @@ def evaluate_and_log(run: Training, step: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: DataLoader, normalise: Normalise, world: World) -> Means:
+def evaluate(model: nn.Module, data: DataLoader, normalise: Normalise, world: World, mirrored: bool = False) -> Means:
     """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
 
     All ranks answer with rank 0's running BN statistics. The ranks may have different numbers of batches: the one
@@ -204,12 +214,19 @@ def evaluate(model: nn.Module, data: DataLoader, normalise: Normalise, world: Wo
     model.eval()
     sums = Sums(world.device)
     for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
-        with torch.autocast(world.device.type, normalise.dtype, enabled=normalise.dtype != torch.float32):
-            logits = model.forward(normalise(images)).float()  # past torch.compile, which would compile for every size of batch
+        logits = answers(model, images, normalise, mirrored)
         sums.add(logits, labels, F.cross_entropy(logits, labels))
     means = sums.reduce(world)
     model.train()
     return means
+
+
+def answers(model: nn.Module, images: torch.Tensor, normalise: Normalise, mirrored: bool) -> torch.Tensor:
+    """Logits, float32 (N, classes); `mirrored`: the mean over the images and their mirror images."""
+    inputs = normalise(images)
+    with torch.autocast(images.device.type, normalise.dtype, enabled=normalise.dtype != torch.float32):
+        logits = model.forward(inputs).float()  # past torch.compile, which would compile for every size of batch
+        return (logits + model.forward(inputs.flip(3)).float()) / 2 if mirrored else logits
 
 
 @torch.inference_mode()
@@ -222,8 +239,7 @@ def mistakes(run: Training, count: int) -> list[tuple[float, int, int, int, np.n
     ids = np.arange(run.eval_data.num_samples)[world.rank :: world.size]
     seen = 0
     for images, labels in run.eval_data.batches(ids):
-        with torch.autocast(world.device.type, run.normalise.dtype, enabled=run.normalise.dtype != torch.float32):
-            probabilities = model.forward(run.normalise(images)).float().softmax(1)
+        probabilities = answers(model, images, run.normalise, run.config.train.eval_mirrored).softmax(1)
         right = probabilities.gather(1, labels[:, None])[:, 0]
         for i in right.argsort()[:count].tolist():
             found.append((right[i].item(), int(ids[seen + i]), int(labels[i]), int(probabilities[i].argmax()),

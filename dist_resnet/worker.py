@@ -11,27 +11,28 @@ import platform
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from dist_resnet import checkpoint, config_file, distributed, figures, models, optim, schedule, train
+from dist_resnet import checkpoint, config_file, distributed, graph, models, optim, parallel, schedule, train
 from dist_resnet.config import Config
 from dist_resnet.data import loading, manifest
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.distributed import World
 from dist_resnet.metrics import Means
+from dist_resnet.optim import Lookahead
 from dist_resnet.progress import THRESHOLDS, Progress
 from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import Tracker
 from dist_resnet.train import Ballot, Normalise, Training
+
+WHITENING_IMAGES = 5000  # as in airbench
 
 
 def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
@@ -44,6 +45,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
           loading.betons_of(config, run_dir, world) as (data_dir, betons)):
         run = build(config, run_dir, data_dir, betons, world, stop, progress)
         resume(run, run_dir, betons)
+        graph.warm_up(run)
         try:
             outcome = train.fit(run)
             if outcome == COMPLETED:
@@ -64,7 +66,12 @@ def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world
     torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape
     torch.manual_seed(config.train.seed)
     model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
-    model = data_parallel(model, world)
+    normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
+    train_data = loading.loader(config, data_dir, betons, "train", plan.local_batch, world, plan)
+    if config.model.whiten:
+        some = np.arange(min(WHITENING_IMAGES, train_data.num_samples))
+        model.whiten(torch.cat([normalise(images) for images, _ in train_data.batches(some)]))
+    model = parallel.data_parallel(model, config.train, world)
     if config.train.activation_checkpointing:
         model.module.recompute = True
     if config.train.compile != "none":  # after DDP has settled its buckets, and in place: the parameters keep their names
@@ -72,28 +79,11 @@ def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world
     run = Training(
         config=config, plan=plan, world=world, model=model, optimizer=optim.build(config.optim, model),
         scaler=optim.scaler(config.train.precision, world.device),
-        normalise=Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device),
-        train_data=loading.loader(config, data_dir, betons, "train", plan.local_batch, world, plan),
+        lookahead=Lookahead(model.module, config.optim.lookahead, plan.last_step), normalise=normalise, train_data=train_data,
         eval_data=loading.loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world),
         tracker=tracker, progress=progress, ballot=Ballot(stop, world), save=lambda: save(run, run_dir, betons))
     announce(run, betons)
     return run
-
-
-def data_parallel(model: nn.Module, world: World) -> DistributedDataParallel:
-    """DDP, with its gradient buckets settled.
-
-    After its first backward pass DDP sorts them anew, which changes the order in which three or more ranks' gradients are
-    added. One pass before the first step, in eval mode, so that it leaves no trace, makes every step of a fresh and of a
-    resumed training add in the same order."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers; 2.11 has only this name
-        parallel = DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None,
-                                           broadcast_buffers=False, gradient_as_bucket_view=True)
-    parallel.eval()
-    parallel(torch.zeros(1, 3, 32, 32, device=world.device)).sum().backward()
-    parallel.zero_grad(set_to_none=True)
-    return parallel
 
 
 def announce(run: Training, betons: Manifest) -> None:
@@ -114,6 +104,7 @@ def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
     After the last step there is no next time: it is tried again for half of train.timeout_s, then OSError is raised."""
     state = {
         "model": run.model.module.state_dict(), "optimizer": run.optimizer.state_dict(), "scaler": run.scaler.state_dict(),
+        "lookahead": run.lookahead.slow,
         "progress": run.progress.state(), "sums": run.sums.total(run.world), "config": run.config.to_dict(),
         "wandb_id": run.tracker.wandb.id, "data": betons.digest(), "world_size": run.world.size, "global_batch": run.plan.global_batch,
     }
@@ -146,6 +137,7 @@ def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
         run.model.module.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.scaler.load_state_dict(state["scaler"])
+        run.lookahead.restore(state["lookahead"])
         run.progress.restore(state["progress"])
         run.sums.restore(state["sums"], run.world)
         run.tracker.say(f"resuming at step {run.progress.step}"
@@ -166,6 +158,8 @@ def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
     worst = train.mistakes(run, run.config.tracking.mistakes)
     if run.world.rank != 0:
         return
+    from dist_resnet import figures  # matplotlib takes half a second to import
+
     result = summary(run, betons)
     picture = figures.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
     rows = [{"sample": id_, "image": image, "label": betons.classes[label], "answer": betons.classes[answer], "probability of the label": right}
@@ -208,7 +202,8 @@ def evaluate(run_dir: Path | str, which: str) -> Means:
         model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
         model.load_state_dict(state["model"])
         normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
-        return train.evaluate(model, loading.loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world)
+        return train.evaluate(model, loading.loader(config, data_dir, betons, config.data.evaluate_on, config.train.eval_batch, world), normalise, world,
+                              config.train.eval_mirrored)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def main(given: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if given is None else given)
     parser = arguments.parser()
     options, rest = parser.parse_known_args(words)
-    if rest and options.command not in ("train", "stage", "sweep", "plan"):
+    if rest and options.command not in ("train", "stage", "sweep", "speedrun", "plan"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         code = COMMANDS[options.command](options, rest)
@@ -111,6 +111,12 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0 if options.cluster not in ("local", "debug") else 130
     return compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
                                                   "--html", str(directory / "compare.html")]), ())
+
+
+def speedrun(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch import speedrun
+
+    return speedrun.speedrun(options, overrides)
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -229,7 +235,7 @@ def _three(values: Sequence[float]) -> str:
     return " ".join(f"{v:.4f}" for v in values)
 
 
-COMMANDS = {"prepare": prepare, "train": train, "sweep": sweep, "plan": plan, "stage": stage, "settle": settle, "evaluate": evaluate, "compare": compare}
+COMMANDS = {"prepare": prepare, "train": train, "sweep": sweep, "speedrun": speedrun, "plan": plan, "stage": stage, "settle": settle, "evaluate": evaluate, "compare": compare}
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train as CONFIG says. The same command goes on where it was stopped.",
         epilog="configuration keys  [default]\n" + config_file.describe()))
     _add_sweep(commands)
+    _add_speedrun(commands)
     _add_plan(commands)
     _add_for_scripts(commands)
     evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint of a run", description="Evaluate a checkpoint, exactly.")
@@ -57,6 +58,17 @@ def _add_sweep(commands: argparse._SubParsersAction) -> None:
     sweep.add_argument("--seed", type=int, default=0, help="of random draws made here (0)")
     sweep.add_argument("--wandb", action="store_true", help="make the sweep on W&B's server, which chooses the runs, and start agents")
     sweep.add_argument("--agents", type=int, default=1, help="with --wandb: agents, which run side by side on a cluster (1)")
+
+
+def _add_speedrun(commands: argparse._SubParsersAction) -> None:
+    speedrun = commands.add_parser("speedrun", usage="dist-resnet speedrun CONFIG [options] [--section.key value ...]", allow_abbrev=False,
+                                   help="train with several seeds; mean and spread of accuracy and time",
+                                   description="Two clocks: the steps alone, once everything is loaded, compiled and warm; and everything from the command on.")
+    speedrun.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/speedrun.yaml")
+    speedrun.add_argument("--runs", type=int, default=10, help="with seeds train.seed, train.seed + 1 ... (10)")
+    speedrun.add_argument("--workers-per-node", type=int, help="workers of each run (one per GPU; on the CPU two)")
+    speedrun.add_argument("--run-dir", type=Path, help="where the runs are kept (runs/speedrun-CONFIG-DIGEST)")
+    speedrun.set_defaults(cluster="local", nodes=1)
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

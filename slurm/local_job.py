@@ -4,8 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,20 +91,16 @@ def revive_node(cluster: LocalCluster, node: str) -> None:
     cluster.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
-@contextmanager
-def suspended(job: Job) -> Iterator[list[psutil.Process]]:
-    """All workers of the job stand still meanwhile."""
+def reach_the_time_limit(job: Job, seconds: float = 90) -> None:
+    """The limit comes so near that SLURM sends the signal that announces it, as `--signal=USR2@100` asked: within half a minute,
+    while which the workers stand still. They must all be there: to steps that have not begun, SLURM sends nothing."""
     workers = job.workers()
     for worker in workers:
         worker.suspend()
-    yield workers
+    job.cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")
+    job.until(lambda: all(_is_pending(worker.pid, signal.SIGUSR2) for worker in workers), seconds)
     for worker in workers:
         worker.resume()
-
-
-def wait_for_signal(job: Job, workers: list[psutil.Process], number: signal.Signals = signal.SIGUSR2, seconds: float = 90) -> None:
-    """Until SLURM, which looks at its jobs' time limits every half a minute, has sent it to all these suspended workers."""
-    job.until(lambda: all(_is_pending(worker.pid, number) for worker in workers), seconds)
 
 
 def _is_pending(pid: int, number: int) -> bool:

@@ -53,7 +53,7 @@ def cli(tmp_path) -> Cli:
 
 
 CONFIG = """\
-model: {name: resnet8}
+model: {name: resnet8, width: 2}
 data: {dir: DATA, dataset: shapes}
 batch: {global: 48, per_worker: null}
 optim: {lr: 0.05, momentum: 0.9}

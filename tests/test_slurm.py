@@ -18,7 +18,7 @@ from launch import follow, run_dir, slurm
 
 sys.path.insert(0, str(ROOT / "slurm"))
 from local_cluster import LocalCluster  # noqa: E402
-from local_job import Job, kill_node, revive_node, sbatch, suspended, wait_for_signal  # noqa: E402
+from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def cluster():
 def overrides(shapes_dir):
     """A small network and short run in place of the recipe's."""
     return [str(word) for word in (
-        "--model.name", "resnet8", "--data.dir", shapes_dir, "--data.dataset", "shapes", "--batch.per_worker", "null",
+        "--model.name", "resnet8", "--model.width", 3, "--data.dir", shapes_dir, "--data.dataset", "shapes", "--batch.per_worker", "null",
         "--batch.global", 48, "--train.max_steps", 30, "--train.log_every", "2 steps", "--train.evaluate_every", "10 steps",
         "--train.checkpoint_every", "4 steps")]
 
@@ -75,9 +75,7 @@ def test_at_its_time_limit_it_saves_and_goes_on(cluster, overrides, straight, tm
     """The signal comes while Python is starting. (A job of less than ten minutes always looks timed out to submitit.)"""
     job = sbatch(cluster, tmp_path / "run", overrides, "--time=9", "--signal=USR2@100")
     job.until(lambda: len(job.workers()) == 4, 60)
-    with suspended(job) as workers:
-        cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")  # only now, so that the signal cannot come before there is anybody to hear it
-        wait_for_signal(job, workers)
+    reach_the_time_limit(job)
     assert job.wait_for_end() == "COMPLETED", job.log()
     assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log() and "resuming at step" in job.log(), job.log()
     assert_identical(straight, job.run_dir)

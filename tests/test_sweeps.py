@@ -53,7 +53,8 @@ def table(cli, directory):
 
 
 def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path, monkeypatch):
-    """With one: two agents as a job array; the processes of one are killed in mid-run, the job is requeued, its run goes on."""
+    """With one: two agents as a job array; one is preempted in mid-run, then all processes of one are killed; their jobs are requeued,
+    and the runs they were at go on."""
     code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "offline", "--tracking.wandb", "disabled",
                        OMP_NUM_THREADS="1")  # as on the cluster, or sums are rounded otherwise
     assert code == 0 and "4 runs in offline, 4 to train" in output and "mean over seeds" in output, output
@@ -75,14 +76,17 @@ def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path,
                            "--sweep-dir", "online", **environment)
         assert code == 0 and "2 agents" in output, output
         job = output.split("job ")[1].split()[0]
-        victim = wait_for(lambda: mid_run(cli.directory / "online"), cli.directory)
+        preempted = wait_for(lambda: mid_run(cli.directory / "online"), cli.directory)
+        cluster.command("scancel", "--signal=USR2", f"{job}_{(preempted / 'agent').read_text()}")
+        wait_for(lambda: any("preempted: saved" in p.read_text() or "terminated: saved" in p.read_text() for p in cli.directory.glob("online/logs/*_log.out")), cli.directory)
+        victim = wait_for(lambda: mid_run(cli.directory / "online", but=preempted), cli.directory)
         kill_agent(cli.directory, victim)
         wait_for(lambda: finished(cluster, job), cli.directory, 300)
         logs = "\n".join(p.read_text() for p in cli.directory.glob("online/logs/*_log.out"))
         (sweep,) = server.sweeps.values()
         assert len(sweep.runs) == 4 and all(run.finished and run.exit_code == 0 for run in sweep.runs.values()), logs
         assert {chosen_of(run.config) for run in sweep.runs.values()} == CHOSEN and {len(run.tags) for run in sweep.runs.values()} == {3}
-        assert server.runs[victim.name].resumed >= 1 and "ended without a word" in logs and "resuming at step" in logs, logs
+        assert min(server.runs[victim.name].resumed, server.runs[preempted.name].resumed) >= 1 and "ended without a word" in logs and "resuming at step" in logs, logs
         for run in sweep.runs.values():
             directory = cli.directory / "online" / run.id
             summary = json.loads((directory / "summary.json").read_text())
@@ -110,10 +114,10 @@ def test_the_server_ends_an_unpromising_run_early(cli, sweep_path):
     assert not list(cli.directory.glob("online/*/agent")) and not list(cli.directory.glob("online/*/summary.json"))
 
 
-def mid_run(directory):
-    """A RUN_DIR of a training that has gone some steps and has some to go."""
+def mid_run(directory, but=None):
+    """A RUN_DIR of a training, other than `but`, that has gone some steps and has some to go."""
     return next((p.parent for p in directory.glob("*/metrics.jsonl")
-                 if 2 <= max((r["step"] for r in read_metrics(p.parent)), default=0) < 16 and (p.parent / "checkpoints/LATEST").exists()), None)
+                 if p.parent != but and 2 <= max((r["step"] for r in read_metrics(p.parent)), default=0) < 16 and (p.parent / "checkpoints/LATEST").exists()), None)
 
 
 def kill_agent(directory, run_dir):

@@ -3,13 +3,15 @@
 from torch import nn
 
 from dist_resnet.config import Model
-from dist_resnet.models import cifar
+from dist_resnet.models import cifar, speedrun
 
 
 def build(config: Model, num_classes: int) -> nn.Module:
     """A network that maps float images (N, 3, H, W) to logits (N, num_classes)."""
     if config.family == "cifar":
         model = cifar.build(config, num_classes)
+    elif config.family == "speedrun":
+        model = speedrun.SpeedrunResNet(config, num_classes)
     else:
         from dist_resnet.models import imagenet  # torchvision takes two seconds to import
 
@@ -17,4 +19,6 @@ def build(config: Model, num_classes: int) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = None  # nobody reads it, and it costs a kernel launch per layer and step
+            module.momentum = config.bn_momentum
+            module.weight.requires_grad = config.bn_scale == "trained"
     return model

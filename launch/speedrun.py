@@ -1,0 +1,60 @@
+"""`dist-resnet speedrun`: one configuration with several seeds; mean and spread of its accuracy, and of its time by two clocks."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from dist_resnet import config_file
+from dist_resnet.signals import COMPLETED
+from launch import local, run_dir
+from launch.place import Place, check
+
+FILE = "speedrun.json"
+
+
+def speedrun(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train seeds train.seed, train.seed + 1 ... one after another, or those that have not finished, and report."""
+    if options.runs < 1:
+        raise ValueError(f"--runs {options.runs}: must be at least 1")
+    base = config_file.load(options.config, overrides)
+    place = Place.of(options, base.train.device)
+    check(base, place.workers)
+    directory = options.run_dir or Path("runs") / f"speedrun-{options.config.stem}-{base.digest()[:8]}"
+    started = time.time() - psutil.Process().create_time()  # what every run would have waited for, had it been the only one
+    rows = []
+    for seed in range(base.train.seed, base.train.seed + options.runs):
+        path = directory / f"seed{seed}"
+        run_dir.create(path, config_file.load(options.config, [*overrides, f"--train.seed={seed}"]))
+        if not (path / FILE).exists():
+            began = time.monotonic()
+            if local.train(path, place.workers, base.train.device) != COMPLETED:
+                print("the same command goes on with these runs")
+                return 130
+            (path / FILE).write_text(json.dumps(_row(path, seed, started + time.monotonic() - began)))
+        rows.append(json.loads((path / FILE).read_text()))
+    _report(rows, directory, f"{options.config}, {place.workers} workers")
+    return 0
+
+
+def _row(path: Path, seed: int, everything: float) -> dict[str, float]:
+    summary = json.loads((path / "summary.json").read_text())
+    return {"seed": seed, "top-1, %": 100 * summary["test_top1"], "training, s": summary["seconds"]["training"], "everything, s": max(everything, sum(summary["seconds"].values()))}  # the latter where the run was resumed
+
+
+def _report(rows: list[dict[str, float]], directory: Path, title: str) -> None:
+    """training: the steps alone, once everything is loaded, compiled and warm (airbench's clock); everything: from the command on."""
+    measured = [key for key in rows[0] if key != "seed"]
+    mean = {key: statistics.mean(row[key] for row in rows) for key in measured}
+    spread = {key: statistics.stdev(row[key] for row in rows) if len(rows) > 1 else None for key in measured}
+    table = Table("seed", *measured, title=title)
+    for name, row in [*((str(row["seed"]), row) for row in rows), ("mean", mean), ("standard deviation", spread)]:
+        table.add_row(name, *("-" if row[key] is None else f"{row[key]:.2f}" for key in measured))
+    Console().print(table)
+    (directory / FILE).write_text(json.dumps({"runs": rows, "mean": mean, "standard deviation": spread}, indent=1) + "\n")
