@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-from dist_resnet import config_file, distributed, worker
+from dist_resnet import config_file, distributed, graph, worker
 from dist_resnet.data import manifest
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.data.resident import read_raw
@@ -77,6 +77,7 @@ def build(config: Any, run_dir: Path, world: World) -> Training:
     data_dir = Path(config.data.dir)
     run = worker.build(config, run_dir, data_dir, manifest.load(data_dir), world, StopSignal(), Progress())
     run.tracker.writes = False
+    graph.warm_up(run)
     return run
 
 

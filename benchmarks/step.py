@@ -1,4 +1,4 @@
-"""Images per second of whole training steps, ours beside the loop that people copy: python -m benchmarks.step
+"""Images per second of whole training steps, ours beside the loop that people copy: python -m benchmarks.step [--section.key value ...]
 
 The plain loop: fp32, NCHW, eager, torchvision's CIFAR10 and DataLoader, `.item()` every step. Bare: our network, precision and
 layout on one batch that is there already, with nothing else: what our loop adds to that is its overhead."""
@@ -77,18 +77,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "resnet110"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
     parser.add_argument("--steps", type=int, default=20, help="in each round (20)")
-    options = parser.parse_args()
+    parser.usage = "python -m benchmarks.step [options] [--section.key value ...]"
+    options, chosen = parser.parse_known_args()
     rows = []
     for name in options.models:
         for batch in options.batches:
-            overrides = ["--model.name", name, "--data.dir", str(options.data), "--batch.per_worker", str(batch), "--tracking.wandb", "disabled"]
+            overrides = ["--model.name", name, "--data.dir", str(options.data), "--batch.per_worker", str(batch), "--tracking.wandb", "disabled", *chosen]
             with measure.training("configs/resnet20.yaml", overrides) as run:
                 found = measure.interleaved({
                     "ours": ours(run, options.steps), "bare": bare(run, options.steps),
                     "plain": plain(name, batch, options.steps, options.data, run.world.device)}, options.rounds)
             rows.append({"network": name, "batch": batch, "ours, images/s": found["ours"], "plain loop, images/s": found["plain"],
                          "ratio": found["ours"] / found["plain"], "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1)})
-    measure.show("training steps of one worker", rows, options.json)
+    measure.show(" ".join(["training steps of one worker", *chosen]), rows, options.json)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_cifar_stem_keeps_the_resolution():
 def test_weight_decay_can_leave_out_vectors():
     model = cifar.resnet20()
     for everywhere, expected in ((True, 1e-4), (False, 0.0)):
-        weights, vectors = optim.parameter_groups(Optim(decay_norm_and_bias=everywhere), model)
-        assert weights["weight_decay"] == 1e-4 and vectors["weight_decay"] == expected
-        assert sum(p.numel() for p in vectors["params"]) == sum(
+        weights, gammas, biases = optim.parameter_groups(Optim(decay_norm_and_bias=everywhere), model)
+        assert weights["weight_decay"] == 1e-4 and gammas["weight_decay"] == biases["weight_decay"] == expected
+        assert sum(p.numel() for p in gammas["params"] + biases["params"]) == sum(
             p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()) + 10
