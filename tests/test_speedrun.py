@@ -49,13 +49,16 @@ def test_whitened_patches_are_uncorrelated_and_of_unit_variance():
     assert torch.equal(model.conv.weight[12:], -model.conv.weight[:12]) and not model.conv.weight.requires_grad
 
 
-def test_biases_have_a_learning_rate_of_their_own():
+@pytest.mark.parametrize("form", [float, torch.tensor])  # a CUDA graph reads a tensor
+def test_biases_have_a_learning_rate_of_their_own(form):
     model = nn.Sequential(nn.Linear(2, 2))
     groups = optim.parameter_groups(Optim(bias_lr=64, weight_decay=0.64), model)
     assert [(g["lr_factor"], g["weight_decay"]) for g in groups] == [(1.0, 0.64), (64, 0.01)]
     optimizer = optim.build(Optim(bias_lr=64, weight_decay=0.0, momentum=0.0), model)
     before = [p.detach().clone() for p in model.parameters()]
     model(torch.ones(1, 2)).sum().backward()  # every gradient is 1
+    for group in optimizer.param_groups:
+        group["lr"] = form(group["lr"])
     optim.set_lr(optimizer, 0.5)
     optimizer.step()
     for parameter, was, expected in zip(model.parameters(), before, (0.5, 32.0)):
