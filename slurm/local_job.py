@@ -1,6 +1,5 @@
 """A job on the local cluster, as a user would submit, watch and disturb it: for tests and benchmarks/chaos.py."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -98,11 +97,11 @@ def reach_the_time_limit(job: Job, seconds: float = 90) -> None:
     for worker in workers:
         worker.suspend()
     job.cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")
-    job.until(lambda: all(_is_pending(worker.pid, signal.SIGUSR2) for worker in workers), seconds)
-    for worker in workers:
-        worker.resume()
+    job.until(lambda: not any(_is_stopped(worker) for worker in workers), seconds)  # SIGCONT comes along with it
 
 
-def _is_pending(pid: int, number: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd")))
+def _is_stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
