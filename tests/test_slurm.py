@@ -147,7 +147,7 @@ def test_eight_workers_train_as_one_does(cluster, overrides, tmp_path, monkeypat
     """The same images, cropped and flipped the same way, and so the same losses, where BN does not depend on the worker's share."""
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    config = config_file.load(ROOT / "configs/resnet110.yaml", [*overrides, "--train.precision", "fp32", "--tracking.wandb", "disabled"])
+    config = config_file.load(ROOT / "configs/resnet110.yaml", [*overrides, "--model.width", "1", "--train.precision", "fp32", "--tracking.wandb", "disabled"])
     jobs = {}
     for nodes, tasks in ((2, 4), (1, 1)):
         directory = tmp_path / str(nodes * tasks)
