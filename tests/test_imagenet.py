@@ -20,8 +20,8 @@ from dist_resnet.tracking import read_metrics
 from test_training import curves, evaluate_with, without_last_checkpoint
 
 CPU = torch.device("cpu")
-SETTINGS = ("--model.family", "imagenet", "--model.name", "resnet50", "--model.width", 1, "--model.zero_init_last_gamma", "true", "--data.dir", "odd", "--data.dataset", "odd",
-            "--data.resolution", 48, "--data.min_resolution", 32, "--data.eval_resolution", 64, "--data.pad", 0, "--data.order", "quasi_random",
+SETTINGS = ("--model.family", "imagenet", "--model.name", "resnet50", "--model.width", 1, "--model.zero_init_last_gamma", "true",
+            "--data.dir", "odd", "--data.dataset", "odd", "--data.resolution", 48, "--data.min_resolution", 32, "--data.eval_resolution", 64, "--data.pad", 0, "--data.order", "quasi_random",
             "--data.window_pages", 2, "--batch.global", 48, "--schedule.steps", 8, "--schedule.milestones", "[6]", "--train.max_steps", 8,
             "--train.log_every", "1 step", "--train.evaluate_every", "4 steps", "--train.checkpoint_every", "3 steps", "--train.eval_batch", 16,
             "--workers-per-node", 2)
