@@ -34,7 +34,7 @@ def work(options: argparse.Namespace) -> None:
         "--data.dir", str(options.data), "--batch.global", "null", "--batch.per_worker", str(options.batch), "--train.all_reduce", all_reduce,
         "--train.gradient_type", gradient_type, "--data.loader_threads", "1", "--data.residency", "device"])
     with distributed.connect("auto", 120) as world:
-        run = measure.build(config, options.out, world)
+        run = measure.build(config, Path("."), world)  # which nothing is written to
         some = ours(run, options.steps)
         some()
         rates = [some() for _ in range(options.repeats)]
@@ -60,7 +60,7 @@ def start(options: argparse.Namespace, workers: int, way: str) -> dict[str, floa
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "benchmarks.scaling", "--way", way, "--out", str(options.out), "--config", str(options.config), "--data", str(options.data),
+    command = [sys.executable, "-m", "benchmarks.scaling", "--way", way, "--config", str(options.config), "--data", str(options.data),
                "--batch", str(options.batch), "--steps", str(options.steps), "--repeats", str(options.repeats)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={
         **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers),
@@ -79,7 +79,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each start, of which the median is taken (3)")
     parser.add_argument("--workers", type=int, nargs="+", help="how many (1, 2, 4 ... as devices or CPU cores allow)")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # a worker is to measure this
-    parser.add_argument("--out", type=Path, default=Path("."), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         return work(options)
