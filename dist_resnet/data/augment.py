@@ -1,96 +1,119 @@
 """Crop and flip in compiled code, with the draws of stream.py: no generator, one copy of every pixel.
 
-Once as an FFCV operation, for betons that are streamed; once over images that lie in memory.
+The same code reads images from memory, from a mapped beton, and from FFCV's buffers. numba keeps it compiled on disk.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import FunctionType
+from pathlib import Path
 
 import numba
 import numpy as np
-from numba import carray
 
 from dist_resnet import stream
-from dist_resnet.data.ffcv import AllocationQuery, Compiler, Operation, State, cast_int_to_byte_ptr
+from dist_resnet.data.ffcv import AllocationQuery, Operation, SimpleRGBImageDecoder, State
 from dist_resnet.stream import DX_SHIFT, DY_SHIFT, FIELD, Augment
 
 _mix = numba.njit(cache=True)(stream.mix)
 _ONE, _DY, _DX, _FIELD = (np.uint64(v) for v in (1, DY_SHIFT, DX_SHIFT, FIELD))
+AS_IS = Augment(0, 0, "none", (0, 0, 0))
 
 
 @numba.njit(cache=True)
-def _crop_flip(image, out, sample, keys, pad, flips, fill):
-    """out[y, x] = image[y + dy, (x or its mirror) + dx], or the fill colour where that lies outside."""
+def _paint(out, first, last, colour):
+    """Pixels first..last - 1 of out, uint8 (3 * pixels,)."""
+    red, green, blue = colour[0], colour[1], colour[2]
+    for k in range(np.uint64(3 * first), np.uint64(3 * last), np.uint64(3)):
+        out[k], out[k + np.uint64(1)], out[k + np.uint64(2)] = red, green, blue
+
+
+@numba.njit(cache=True)
+def _crop_flip(content, start, out, sample, keys, pad, flips, fill):
+    """out[y, x] = image[y + dy, (x or its mirror) + dx], or the fill colour where that lies outside; the image is at content[start:].
+
+    Indices are unsigned: numba asks of a signed one whether it is negative, and its loops then take four times as long."""
     hashed = _mix(np.uint64(sample))
     crop, span = _mix(hashed ^ keys[0]), np.uint64(2 * pad + 1)
     dy = np.int64(((crop >> _DY) & _FIELD) % span) - pad
     dx = np.int64(((crop >> _DX) & _FIELD) % span) - pad
     flipped = flips and ((_mix(hashed ^ keys[1]) & _ONE) ^ keys[2]) != 0
-    height, width, channels = image.shape
-    source, target = image.reshape(height, width * channels), out.reshape(height, width * channels)
-    left, right = max(0, dx), min(width, width + dx)  # source columns that are seen
+    height, width, _ = out.shape
+    target, seen = out.reshape(out.size), max(0, width - abs(dx))  # columns of the image that are seen
+    first = min(width, max(0, dx if flipped else -dx))  # where they go
+    column = width - 1 - max(0, -dx) if flipped else max(0, dx)  # which of them goes first
     for y in range(height):
-        row = y + dy
+        row, begin = y + dy, y * width
         if row < 0 or row >= height:
-            for x in range(width):
-                for c in range(channels):
-                    out[y, x, c] = fill[c]
+            _paint(target, begin, begin + width, fill)
             continue
+        _paint(target, begin, begin + first, fill)
+        _paint(target, begin + first + seen, begin + width, fill)
+        to, source = np.uint64(3 * (begin + first)), np.uint64(start + 3 * (row * width + column))
         if flipped:
-            for x in range(left, right):  # x - dx, mirrored, is where this column goes
-                for c in range(channels):
-                    out[y, width - 1 - (x - dx), c] = image[row, x, c]
+            for k in range(np.uint64(0), np.uint64(3 * seen), np.uint64(3)):
+                for colour in range(np.uint64(3)):
+                    target[to + k + colour] = content[source - k + colour]
         else:
-            shift = dx * channels
-            for k in range(left * channels, right * channels):
-                target[y, k - shift] = source[row, k]
-        for x in range(left - dx):
-            for c in range(channels):
-                out[y, width - 1 - x if flipped else x, c] = fill[c]
-        for x in range(right - dx, width):
-            for c in range(channels):
-                out[y, width - 1 - x if flipped else x, c] = fill[c]
+            for k in range(np.uint64(3 * seen)):
+                target[to + k] = content[source + k]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def crop_flip_from(images, ids, out, keys, pad, flips, fill):
-    """out[i] = sample ids[i] of images, cropped and flipped. uint8 (samples, H, W, C), int64 (N,), uint8 (N, H, W, C)."""
-    for i in numba.prange(len(ids)):
-        _crop_flip(images[ids[i]], out[i], ids[i], keys, pad, flips, fill)
+def _crop_flip_all(content, starts, out, samples, keys, pad, flips, fill):
+    for i in numba.prange(len(out)):
+        _crop_flip(content, starts[i], out[i], samples[i], keys, pad, flips, fill)
 
 
-def _compiled_apart() -> Callable:
-    """_crop_flip once more: numba (0.68) fails with a KeyError where FFCV's code calls a function that it has just cached."""
-    return Compiler.compile(FunctionType(_crop_flip.py_func.__code__, {**globals(), "_mix": Compiler.compile(stream.mix)}))
+def crop_flip(content: np.ndarray, starts: np.ndarray, samples: np.ndarray, out: np.ndarray, how: Augment, epoch: int) -> None:
+    """out[i] = the image of sample samples[i], which lies at content[starts[i]:], cropped and flipped.
+
+    content: uint8 (bytes,); starts, samples: int64 (N,); out: uint8 (N, H, W, 3). As many threads as numba is set to."""
+    _crop_flip_all(content, starts, out, samples, how.keys(epoch), how.pad, how.flip != "none", np.array(how.fill, np.uint8))
 
 
 class CropFlip(Operation):
-    """The same as an FFCV operation on uint8 (N, H, W, C). `set_epoch` must be called before an epoch's iterator is made."""
+    """The same as an FFCV operation, on decoded images, uint8 (N, H, W, 3). `set_epoch` must be called before an iterator is made."""
 
     def __init__(self, how: Augment) -> None:
         super().__init__()
         self.how = how
-        self.keys = np.zeros(3, np.uint64)  # read by the compiled code through its address: a closure would be frozen
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        self.keys[:] = self.how.keys(epoch)
+        self.epoch = epoch
 
     def generate_code(self) -> Callable:
-        my_range, one = Compiler.get_iterator(), _compiled_apart()
-        address, fill = self.keys.ctypes.data, np.array(self.how.fill, np.uint8)
-        pad, flips = self.how.pad, self.how.flip != "none"
+        def run(images, destination, samples):
+            starts = np.arange(len(samples)) * images[0].size
+            crop_flip(images.reshape(-1), starts, samples.view(np.int64), destination, self.how, self.epoch)
+            return destination
 
-        def crop_flip(images, destination, indices):
-            keys = carray(cast_int_to_byte_ptr(address), (24,)).view(np.uint64)
-            for i in my_range(len(indices)):
-                one(images[i], destination[i], indices[i], keys, pad, flips, fill)
-            return destination[: len(indices)]
-
-        crop_flip.is_parallel = True
-        crop_flip.with_indices = True
-        return crop_flip
+        run.with_indices = True
+        return run
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        return replace(previous_state, jit_mode=True), AllocationQuery(previous_state.shape, previous_state.dtype)
+        return replace(previous_state, jit_mode=False), AllocationQuery(previous_state.shape, previous_state.dtype)
+
+
+class Undecoded(SimpleRGBImageDecoder):
+    """Leaves raw images in the file, for ReadCropFlip: FFCV wants a decoder first. There is next to nothing to compile."""
+
+    def generate_code(self) -> Callable:
+        return lambda samples, destination, metadata, storage_state: samples
+
+
+class ReadCropFlip(CropFlip):
+    """Reads raw images of one size out of a mapped beton, cropped and flipped, in one pass. After Undecoded."""
+
+    def __init__(self, path: Path, how: Augment) -> None:
+        super().__init__(how)
+        self.content = np.memmap(path, np.uint8, mode="r")
+
+    def generate_code(self) -> Callable:
+        starts = self.metadata["data_ptr"].astype(np.int64)
+
+        def run(samples, destination):
+            crop_flip(self.content, starts[samples], samples.view(np.int64), destination, self.how, self.epoch)
+            return destination
+
+        return run

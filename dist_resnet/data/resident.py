@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from dist_resnet import stream
-from dist_resnet.data.augment import crop_flip_from
+from dist_resnet.data.augment import crop_flip
 from dist_resnet.data.ffcv import Reader
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.stream import Augment
@@ -48,8 +48,8 @@ class ResidentLoader:
         out = torch.empty((len(ids), *self.images.shape[1:]), dtype=torch.uint8)
         if self.threads:
             numba.set_num_threads(self.threads)
-        crop_flip_from(self.images.numpy(), ids.numpy(), out.numpy(), self.augment.keys(epoch), self.augment.pad,
-                       self.augment.flip != "none", np.array(self.augment.fill, np.uint8))
+        samples = ids.numpy()
+        crop_flip(self.images.numpy().reshape(-1), samples * self.images[0].numel(), samples, out.numpy(), self.augment, epoch)
         return out
 
 
