@@ -83,17 +83,17 @@ def mix_torch(x: torch.Tensor) -> torch.Tensor:
     def shifted(v: torch.Tensor, bits: int) -> torch.Tensor:
         return (v >> bits) & ((1 << (64 - bits)) - 1)
 
-    x = (x ^ shifted(x, 30)) * _signed(MIX_1)
-    x = (x ^ shifted(x, 27)) * _signed(MIX_2)
+    x = (x ^ shifted(x, 30)) * signed(MIX_1)
+    x = (x ^ shifted(x, 27)) * signed(MIX_2)
     return x ^ shifted(x, 31)
 
 
 def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -> torch.Tensor:
-    """Crop and flip samples, with the very pixels of data/augment.py, on any device.
+    """Crop and flip samples in torch's own operations, on any device: what data/augment.py and data/gpu.py compile, written plainly.
 
     images: uint8 (samples, H, W, C), all of them; ids: int64 (N,), which to take. Returns uint8 (N, H, W, C)."""
     _, height, width, _ = images.shape
-    crop_key, flip_key_, turned = (_signed(int(value)) for value in how.keys(epoch))
+    crop_key, flip_key_, turned = (signed(int(value)) for value in how.keys(epoch))
     hashed = mix_torch(ids)
     crop = mix_torch(hashed ^ crop_key)
     flipped = ((mix_torch(hashed ^ flip_key_) & 1) ^ turned).bool() & (how.flip != "none")
@@ -107,5 +107,5 @@ def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -
     return torch.where(inside[..., None], gathered, torch.tensor(how.fill, dtype=torch.uint8, device=images.device))
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value

@@ -1,8 +1,11 @@
 """The sample stream is a pure function of (seed, epoch, sample id)."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from dist_resnet import stream
 from dist_resnet.data.augment import crop_flip
@@ -104,13 +107,50 @@ def test_streamed_resident_and_torch_arithmetic_give_the_same_pixels(loaders):
             assert all(torch.equal(a, b) for a, b in zip((images, labels), collect(other, ids, epoch)))
 
 
-@pytest.mark.parametrize("how", [Augment(1, 0, "random", (1, 2, 3)), Augment(1, 9, "none", (1, 2, 3)), Augment(1, 30, "random", (1, 2, 3)), Augment(1, 2, "alternating", (1, 2, 3))])
+ODD = pytest.mark.parametrize("how", [Augment(1, 0, "random", (1, 2, 3)), Augment(1, 9, "none", (1, 2, 3)), Augment(1, 30, "random", (1, 2, 3)),
+                                      Augment(1, 2, "alternating", (1, 2, 250))])
+
+
+@ODD
 def test_compiled_and_torch_arithmetic_agree_on_odd_sizes(how):
     images = torch.randint(0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ids = torch.randperm(40)[:25]
     out = torch.empty(25, 7, 13, 3, dtype=torch.uint8)
     crop_flip(images.numpy().reshape(-1), ids.numpy() * images[0].numel(), ids.numpy(), out.numpy(), how, 3)
     assert torch.equal(out, stream.augment(images, ids, 3, how))
+
+
+@ODD
+def test_the_kernel_for_gpus_agrees_on_odd_sizes(how, monkeypatch):
+    """Run by triton's interpreter, which needs no GPU."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    gpu = kernel_module()
+    images = torch.randint(0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ids = torch.randperm(40)[:25]
+    for epoch in (0, 3):
+        assert torch.equal(gpu.crop_flip(images, ids, epoch, how), stream.augment(images, ids, epoch, how))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernel_for_gpus_compiles(capability):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {name: "*u8" if name in ("images", "out") else "*i64" if name == "ids" else "i64" if name.endswith("key") else "i32"
+             for name in ("images", "ids", "out", "crop_key", "flip_key", "turned", "red", "green", "blue", "height", "width")}
+    constants = {"pad": 4, "flips": True, "block": 1024}
+    source = ASTSource(kernel_module().kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+
+
+def kernel_module():
+    """A copy of data/gpu.py of its own: whether triton interprets is settled when it is imported."""
+    pytest.importorskip("triton")
+    spec = importlib.util.spec_from_file_location("a_copy_of_gpu", ROOT / "dist_resnet/data/gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_resident_batch_is_the_callers_and_ids_are_checked(loaders):

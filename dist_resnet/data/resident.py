@@ -8,7 +8,6 @@ import numpy as np
 import psutil
 import torch
 
-from dist_resnet import stream
 from dist_resnet.data.augment import crop_flip
 from dist_resnet.data.ffcv import Reader
 from dist_resnet.data.manifest import Manifest
@@ -43,8 +42,10 @@ class ResidentLoader:
     def _images(self, ids: torch.Tensor, epoch: int) -> torch.Tensor:
         if self.augment is None:
             return self.images[ids]
-        if ids.device.type != "cpu":
-            return stream.augment(self.images, ids, epoch, self.augment)
+        if ids.device.type == "cuda":
+            from dist_resnet.data import gpu  # here, because torch for CPUs comes without triton
+
+            return gpu.crop_flip(self.images, ids, epoch, self.augment)
         out = torch.empty((len(ids), *self.images.shape[1:]), dtype=torch.uint8)
         if self.threads:
             numba.set_num_threads(self.threads)
