@@ -219,6 +219,8 @@ class Train:
     precision: Literal["bf16", "fp16", "fp32"] = knob("bf16", "autocast type; fp16 comes with a gradient scaler")
     compile: Literal["none", "default", "max-autotune"] = knob(
         "none", "torch.compile of the network: fuses BN, ReLU and addition; on two CPU cores under 10 % faster for ResNet-20, slower for wide ones")
+    cast: Literal["each", "together"] = knob(
+        "each", "weights to half precision: one by one (autocast), or all in a few kernels, with the same bits; no faster on a CPU")
     activation_checkpointing: bool = knob(False, "family cifar: keep activations between blocks only, and compute the rest again: "
                                           "less memory, one more forward pass")
     cuda_graph: bool = knob(False, "one CUDA graph of the whole step: forward, backward, all-reduce, update; "
@@ -226,6 +228,7 @@ class Train:
     all_reduce: Literal["buckets", "flat"] = knob(
         "buckets", "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it; no faster on two CPU cores")
     bucket_mib: float = knob(25.0, "size of DDP's buckets")
+    static_graph: bool = knob(False, "tell DDP that every step uses the same parameters; no faster on two CPU cores")
     gradient_type: Literal["fp32", "bf16"] = knob("fp32", "in which gradients travel; bf16: half the bytes, rounded; no faster on two CPU cores")
     label_smoothing: float = knob(0.0, "of the training loss")
     max_steps: Optional[int] = knob(None, "stop here, with the schedule unchanged; null: at its end")
@@ -242,6 +245,9 @@ class Train:
         require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "must be at least 1, or null")
         require(self.eval_batch >= 1, "train.eval_batch", self.eval_batch, "must be at least 1")
         require(self.bucket_mib > 0, "train.bucket_mib", self.bucket_mib, "must be positive")
+        require(self.cast == "each" or (self.precision != "fp32" and self.compile == "none" and not self.activation_checkpointing), "train.cast",
+                self.cast, "needs half precision, and no train.compile (which joins the casts itself) or train.activation_checkpointing")
+        require(not self.static_graph or self.all_reduce == "buckets", "train.static_graph", True, "is DDP's; needs --train.all_reduce buckets")
         require(not self.cuda_graph or (self.all_reduce == "flat" and self.device != "cpu"), "train.cuda_graph", True,
                 "needs --train.all_reduce flat, and a GPU")
         require(self.timeout_s > 0, "train.timeout_s", self.timeout_s, "must be positive")

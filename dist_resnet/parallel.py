@@ -21,18 +21,19 @@ class Buckets(DistributedDataParallel):
 
     After its first backward pass DDP sorts them anew, which changes the order in which three or more ranks' gradients are
     added. One pass before the first step, in eval mode, so that it leaves no trace, makes every step of a fresh and of a
-    resumed training add in the same order."""
+    resumed training add in the same order. Where the graph is said to be static, DDP sorts them one pass later."""
 
     def __init__(self, model: nn.Module, config: Train, world: World) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames broadcast_buffers; 2.11 has only this name
             super().__init__(model, device_ids=[world.device] if world.device.type == "cuda" else None, bucket_cap_mb=config.bucket_mib,
-                             broadcast_buffers=False, gradient_as_bucket_view=True)
+                             broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=config.static_graph)
         if config.gradient_type == "bf16":
             self.register_comm_hook(None, bf16_compress_hook)
         self.eval()
-        self(torch.zeros(1, 3, 32, 32, device=world.device)).sum().backward()
-        self.zero_grad(set_to_none=True)
+        for _ in range(2 if config.static_graph else 1):
+            self(torch.zeros(1, 3, 32, 32, device=world.device)).sum().backward()
+            self.zero_grad(set_to_none=True)
 
     def average_gradients(self) -> None:
         """The backward pass has done it."""

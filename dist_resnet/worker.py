@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_resnet import checkpoint, config_file, distributed, graph, models, optim, parallel, schedule, train
+from dist_resnet import casting, checkpoint, config_file, distributed, graph, models, optim, parallel, schedule, train
 from dist_resnet.config import Config
 from dist_resnet.data import loading, manifest
 from dist_resnet.data.manifest import Manifest
@@ -74,6 +74,8 @@ def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world
     model = parallel.data_parallel(model, config.train, world)
     if config.train.activation_checkpointing:
         model.module.recompute = True
+    if config.train.cast == "together":
+        casting.cast_together(model.module, normalise.dtype)
     if config.train.compile != "none":  # after DDP has settled its buckets, and in place: the parameters keep their names
         model.module.compile(mode=None if config.train.compile == "default" else config.train.compile)
     run = Training(

@@ -113,14 +113,16 @@ def losses(run_dir):
 
 
 def test_a_flat_all_reduce_trains_as_ddps_buckets_do(cli, config_path):
-    """Two summands have one order: the same bits. In bf16 they are rounded."""
+    """Two summands have one order: the same bits, also with a static graph and weights cast together. In bf16 they are rounded."""
     short = ("--workers-per-node", 2, "--train.max_steps", 10)
     for name, extra in {"buckets": (), "flat": ("--train.all_reduce", "flat"),
+                        "together": ("--train.cast", "together", "--train.static_graph", "true"),
                         "flat-bf16": ("--train.all_reduce", "flat", "--train.gradient_type", "bf16"),
                         "small-buckets-bf16": ("--train.bucket_mib", 0.1, "--train.gradient_type", "bf16")}.items():
         code, output = cli("train", "tiny.yaml", *short, *extra, "--run-dir", name)
         assert code == 0, output
-    assert_identical(cli.directory / "buckets", cli.directory / "flat")
+    for name in ("flat", "together"):
+        assert_identical(cli.directory / "buckets", cli.directory / name)
     exact = losses(cli.directory / "flat")
     for name in ("flat-bf16", "small-buckets-bf16"):
         assert losses(cli.directory / name) != exact and losses(cli.directory / name) == pytest.approx(exact, rel=0.02), name
