@@ -30,6 +30,7 @@ record() {  # NAME ARGUMENTS
 record speedrun speedrun configs/speedrun.yaml --runs 5
 table step step --models resnet20 resnet110 --batches 128 --rounds 2
 table step_graph step --models resnet20 resnet110 --batches 128 1024 --rounds 2 "${graph[@]}"
+table step_cast step --models resnet110 --batches 128 --rounds 2 "${graph[@]}" --train.cast together
 table step_compiled step --models resnet20 --batches 128 --rounds 2 --train.compile default
 large=(--batch.per_worker 1024 --scaling.milestones samples --schedule.warmup linear --schedule.warmup_length "5 epochs" --train.evaluate_every "20 epochs"
        --train.checkpoint_every "80 epochs" --tracking.wandb disabled)
@@ -37,5 +38,6 @@ record resnet20 train configs/resnet20.yaml --workers-per-node 1 "${large[@]}" "
 record resnet110 train configs/resnet110.yaml --workers-per-node 1 "${large[@]}" "${graph[@]}"
 table loader loader --rounds 2
 table start start --rounds 1
+table memory memory --rounds 1
 table scaling scaling --rounds 1
 exit $failed

@@ -21,18 +21,18 @@ from dist_resnet.distributed import World
 from dist_resnet.forecast import Link, Step
 from launch.task import pin
 
-WAYS = {"DDP's buckets, fp32": ("buckets", "fp32"), "DDP's buckets, bf16": ("buckets", "bf16"),
-        "flat, fp32": ("flat", "fp32"), "flat, bf16": ("flat", "bf16")}
+FLAT, BF16 = ("--train.all_reduce", "flat"), ("--train.gradient_type", "bf16")
+WAYS = {"DDP's buckets, fp32": (), "DDP's buckets, bf16": BF16, "DDP's buckets, static graph": ("--train.static_graph", "true"),
+        "flat, fp32": FLAT, "flat, bf16": (*FLAT, *BF16)}
 
 
 def work(options: argparse.Namespace) -> None:
     """One of the workers: rank 0 prints its rates as JSON."""
-    all_reduce, gradient_type = WAYS[options.way]
     if not torch.cuda.is_available():
         pin(int(os.environ["LOCAL_RANK"]), len(os.sched_getaffinity(0)))  # a core each, however many workers
     config = config_file.load(options.config, [
-        "--data.dir", str(options.data), "--batch.global", "null", "--batch.per_worker", str(options.batch), "--train.all_reduce", all_reduce,
-        "--train.gradient_type", gradient_type, "--data.loader_threads", "1", "--data.residency", "device"])
+        "--data.dir", str(options.data), "--batch.global", "null", "--batch.per_worker", str(options.batch), "--data.loader_threads", "1",
+        "--data.residency", "device", *WAYS[options.way]])
     with distributed.connect("auto", 120) as world:
         run = measure.build(config, Path("."), world)  # which nothing is written to
         some = ours(run, options.steps)

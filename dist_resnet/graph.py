@@ -38,6 +38,8 @@ def warm_up(run: Training) -> None:
     settings = run.config.train
     if settings.compile == "none" and not settings.cuda_graph:
         return
+    if settings.cuda_graph and run.world.device.type != "cuda":
+        raise ValueError("train.cuda_graph = True: there is no GPU; leave it out")
     order = train.epoch_order(run, 0)[: run.plan.local_batch]
     images, labels = next(batches := run.train_data.batches(order))
     images, labels = images.clone(), labels.clone()

@@ -91,10 +91,8 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(f"run directory: {directory}", flush=True)
     if place.on_slurm:
         return _queue(directory, place, options.wait)
-    claim = agents.claim(directory)
-    outcome = _in_this_process(directory) if options.cluster == "debug" else local.train(directory, place.workers, config.train.device)
-    if claim:
-        claim.unlink(missing_ok=True)
+    with agents.claimed(directory):
+        outcome = _in_this_process(directory) if options.cluster == "debug" else local.train(directory, place.workers, config.train.device)
     if outcome != COMPLETED:
         print(f"{outcome}: the same command goes on from the last checkpoint")
         return 130
@@ -104,13 +102,16 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch import sweeping
 
+    unread = {"--nodes": options.nodes != 1, "--seed": options.seed != 0} if options.wandb else {"--agents": options.agents != 1}
+    for flag in (flag for flag, given in unread.items() if given):
+        raise ValueError(f"{flag} is not read {'with' if options.wandb else 'without'} --wandb: leave it out")
     found = sweeps.load(options.file)
     directory = options.sweep_dir or Path("runs") / found.name
-    run = sweeping.run_agents if options.wandb else sweeping.train_all
-    if not run(found, directory, options, overrides):
-        return 0 if options.cluster not in ("local", "debug") else 130
-    return compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
-                                                  "--html", str(directory / "compare.html")]), ())
+    ended = (sweeping.run_agents if options.wandb else sweeping.train_all)(found, directory, options, overrides)
+    if ended in ("complete", "failed"):
+        compare(arguments.parser().parse_args(["compare", str(directory), "--figure", str(directory / "compare.png"),
+                                               "--html", str(directory / "compare.html")]), ())
+    return {"complete": 0, "failed": 1, "interrupted": 130, "queued": 0}[ended]
 
 
 def speedrun(options: argparse.Namespace, overrides: Sequence[str]) -> int:

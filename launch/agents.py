@@ -1,5 +1,6 @@
 """W&B sweeps: created on its server, run by `wandb agent` processes, each of which outlives preemption and kills."""
 
+import fcntl
 import os
 import shlex
 import signal
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
@@ -24,8 +27,10 @@ AGENT = "DIST_RESNET_AGENT"  # the name of the agent, in the environment of what
 def create(content: dict[str, Any], directory: Path, project: str, entity: str | None) -> str:
     """[entity/]project/id of the sweep, which is made on W&B's server where the directory has none yet.
 
-    Raises RuntimeError where the server cannot be reached or refuses."""
-    path = directory / "sweep_id"
+    Raises ValueError where the directory has another sweep, RuntimeError where the server cannot be reached or refuses."""
+    path, kept, text = directory / "sweep_id", directory / "sweep.yaml", yaml.safe_dump(content)
+    if path.exists() and kept.read_text() != text:
+        raise ValueError(f"{directory} has a sweep on W&B's server already, made from another file or other options (see {kept}): give another --sweep-dir")
     if not path.exists():
         import wandb
 
@@ -39,18 +44,22 @@ def create(content: dict[str, Any], directory: Path, project: str, entity: str |
             wandb.teardown()
             os.environ.pop(SERVICE, None)
         directory.mkdir(parents=True, exist_ok=True)
+        kept.write_text(text)
         path.write_text("/".join(filter(None, (entity, project, sweep_id))) + "\n")
     return path.read_text().strip()
 
 
-def claim(run_dir: Path) -> Path | None:
-    """Note that the agent in whose name this process runs works on run_dir; None outside an agent."""
-    if AGENT not in os.environ:
-        return None
-    run_dir.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Meanwhile run_dir says which agent works on it, where this process runs in the name of one. What is left of that is an agent's
+    that was killed."""
     path = run_dir / "agent"
-    path.write_text(os.environ[AGENT])
-    return path
+    if AGENT in os.environ:
+        path.write_text(os.environ[AGENT])
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,15 @@ class AgentTask:
 
     def __call__(self) -> str:
         stop = StopSignal()
+        if "SUBMITIT_FOLDER" in os.environ:
+            JobEnvironment().paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
         for command, environment in self.commands():
             code = self._run(command, {**os.environ, AGENT: self.agent, **environment}, stop)
             if stop.requested:
                 break
-            if code:
+            if code and "WANDB_RUN_ID" in environment:
+                print(f"agent {self.agent}: that run failed; going on", flush=True)
+            elif code:
                 raise RuntimeError(f"agent {self.agent}: {shlex.join(command)} ended with exit code {code}; its output is above")
         if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
             requeue(stop, JobEnvironment())
@@ -92,12 +105,16 @@ class AgentTask:
         yield [sys.executable, "-m", "wandb", "agent", "--forward-signals", *count, self.sweep], {}
 
     def left_over(self) -> list[Path]:
-        """RUN_DIRs that this agent was working on when it was ended; a run that the server has stopped is not one."""
+        """RUN_DIRs that this agent was working on when it was ended; neither a run that the server has stopped is one, nor one at
+        which an agent of the same name, from an earlier submission, is still at work."""
         noted = self._note().read_text().split("\n") if self._note().exists() else []
         self._note().unlink(missing_ok=True)
         claimed = [p.parent for p in Path(self.directory).glob("*/agent") if p.read_text() == self.agent]
         found = sorted({*claimed, *(Path(line) for line in noted if line)})
-        return [d for d in found if (d / "config.yaml").exists() and not (d / "summary.json").exists()]
+        left = [d for d in found if (d / "config.yaml").exists() and not (d / "summary.json").exists() and _is_free(d)]
+        for run_dir in left:
+            (run_dir / "agent").write_text(self.agent)
+        return left
 
     def _run(self, command: list[str], environment: dict[str, str], stop: StopSignal) -> int:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
@@ -114,3 +131,19 @@ class AgentTask:
 
     def _note(self) -> Path:
         return Path(self.directory) / f"agent-{self.agent}.left"
+
+
+def _is_free(run_dir: Path, seconds: float = 15.0) -> bool:
+    """Whether no training holds it, or lets it go in time: those that were killed with their agent may be slow to end."""
+    deadline = time.monotonic() + seconds
+    with open(run_dir / "lock", "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.2)
+            except OSError:
+                return True  # a file system without locks

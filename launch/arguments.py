@@ -63,7 +63,7 @@ def _add_sweep(commands: argparse._SubParsersAction) -> None:
 def _add_speedrun(commands: argparse._SubParsersAction) -> None:
     speedrun = commands.add_parser("speedrun", usage="dist-resnet speedrun CONFIG [options] [--section.key value ...]", allow_abbrev=False,
                                    help="train with several seeds; mean and spread of accuracy and time",
-                                   description="Two clocks: the steps alone, once everything is loaded, compiled and warm; and everything from the command on.")
+                                   description="Two clocks: the steps alone, once everything is loaded, and compiled where that is asked for; and everything from the command on.")
     speedrun.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/speedrun.yaml")
     speedrun.add_argument("--runs", type=int, default=10, help="with seeds train.seed, train.seed + 1 ... (10)")
     speedrun.add_argument("--workers-per-node", type=int, help="workers of each run (one per GPU; on the CPU two)")

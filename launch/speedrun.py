@@ -38,6 +38,9 @@ def speedrun(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 print("the same command goes on with these runs")
                 return 130
             (path / FILE).write_text(json.dumps(_row(path, seed, started + time.monotonic() - began)))
+        trained_by = json.loads((path / "summary.json").read_text())["world_size"]
+        if trained_by != place.workers:
+            raise ValueError(f"--workers-per-node {place.workers}: {path} was trained by {trained_by}; give another --run-dir")
         rows.append(json.loads((path / FILE).read_text()))
     _report(rows, directory, f"{options.config}, {place.workers} workers")
     return 0
@@ -51,7 +54,8 @@ def _row(path: Path, seed: int, everything: float) -> dict[str, float]:
 
 
 def _report(rows: list[dict[str, float]], directory: Path, title: str) -> None:
-    """training: the steps alone, once everything is loaded, compiled and warm (airbench's clock); everything: from the command on."""
+    """training: the steps alone, once everything is loaded, and compiled or captured where that is asked for (airbench's clock has the
+    whitening and the last evaluation besides); everything: from the command on."""
     measured = [key for key in rows[0] if key != "seed"]
     mean = {key: statistics.mean(row[key] for row in rows) for key in measured}
     spread = {key: statistics.stdev(row[key] for row in rows) if len(rows) > 1 else None for key in measured}

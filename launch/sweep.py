@@ -1,6 +1,7 @@
 """Sweeps: a file in W&B's own format (docs.wandb.ai, "Sweep configuration options"), expanded here into runs.
 
-The same file serves `wandb sweep`. Its `command` names the base: [..., dist-resnet, train, CONFIG, fixed overrides, ${args}]."""
+The same file serves W&B's server (`dist-resnet sweep FILE --wandb`; trainings under a plain `wandb agent` need `--tracking.wandb
+online` in it besides). Its `command` names the base: [..., dist-resnet, train, CONFIG, fixed overrides, ${args}]."""
 
 import itertools
 import math

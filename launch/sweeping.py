@@ -2,7 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from dist_resnet import config_file
 from dist_resnet.signals import COMPLETED
@@ -10,33 +12,41 @@ from launch import agents, local, run_dir, slurm, sweep
 from launch.place import Place, check
 from launch.task import WorkerTask
 
+Ended = Literal["complete", "failed", "interrupted", "queued"]
 
-def train_all(found: sweep.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]) -> bool:
-    """Train what has not finished, or queue it. Returns whether everything is complete."""
+
+def train_all(found: sweep.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]) -> Ended:
+    """Train what has not finished, or queue it. A run that fails does not keep the others from being trained."""
     runs = sweep.runs(found, directory, options.count, options.seed, overrides)
     for path, config in runs:
         check(config, Place.of(options, config.train.device).world_size)
         run_dir.create(path, config)
     open_ = [(path, config) for path, config in runs if not (path / "summary.json").exists()]
     print(f"sweep {found.name}: {len(runs)} runs in {directory}, {len(open_)} to train", flush=True)
-    place = Place.of(options, "auto")
+    place = Place.of(options, runs[0][1].train.device)
     if place.on_slurm and open_:
         tasks = [WorkerTask(str(path.resolve()), max_faults=place.cluster.max_faults) for path, _ in open_]
         jobs = slurm.submit(directory, tasks, place.cluster, place.nodes, place.workers)
         print(f"job array {jobs[0].split('_')[0]} queued: {len(jobs)} runs\n  results so far: dist-resnet compare {directory}\n"
               f"  cancel: scancel {jobs[0].split('_')[0]}\n  resume: the same command")
-        return False
+        return "queued"
+    failed = []
     for path, config in open_:
         print(f"\n== {path}", flush=True)
-        if local.train(path, Place.of(options, config.train.device).workers, config.train.device) != COMPLETED:
-            print("the same command goes on with this sweep")
-            return False
-    return True
+        try:
+            if local.train(path, Place.of(options, config.train.device).workers, config.train.device) != COMPLETED:
+                print("the same command goes on with this sweep")
+                return "interrupted"
+        except (ValueError, RuntimeError) as error:
+            print(f"this run failed: {error}", flush=True)
+            failed.append(path)
+    if failed:
+        print(f"\n{len(failed)} of {len(runs)} runs failed: {', '.join(map(str, failed))}; the same command tries them again", flush=True)
+    return "failed" if failed else "complete"
 
 
-def run_agents(found: sweep.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]) -> bool:
-    """Make the sweep on W&B's server, and run its agents: here one after another, on SLURM as a job array. Returns whether
-    they have all come to their end."""
+def run_agents(found: sweep.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]) -> Ended:
+    """Make the sweep on W&B's server, and run its agents: here one after another, on SLURM as a job array."""
     base = config_file.load(found.config, [*found.fixed, *overrides])
     place = Place.of(options, base.train.device)
     check(base, place.workers)
@@ -46,7 +56,8 @@ def run_agents(found: sweep.Sweep, directory: Path, options: argparse.Namespace,
     tasks = [agents.AgentTask(name, str(directory.resolve()), str(k), place.workers, options.count, place.cluster.max_faults)
              for k in range(options.agents)]
     if place.on_slurm:
-        jobs = slurm.submit(directory, tasks, place.cluster, nodes=1, workers_per_node=1)
+        cpus = place.cluster.cpus_per_task
+        jobs = slurm.submit(directory, tasks, replace(place.cluster, cpus_per_task=cpus and cpus * place.workers), nodes=1, workers_per_node=1)
         print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
-        return False
-    return all(task() == COMPLETED for task in tasks)
+        return "queued"
+    return "complete" if all(task() == COMPLETED for task in tasks) else "interrupted"

@@ -107,7 +107,8 @@ def single_worker() -> None:
 def pin(local_rank: int, local_size: int) -> None:
     """Keep to this worker's share of the node's CPUs, and say so to torch, unless the scheduler has bound us already."""
     cpus = sorted(os.sched_getaffinity(0))
-    share = int(os.environ.get("SLURM_CPUS_PER_TASK", max(1, len(cpus) // local_size)))
+    of_task = os.environ.get("SLURM_CPUS_PER_TASK") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None  # a worker is a task there
+    share = int(of_task or max(1, len(cpus) // local_size))
     if share < len(cpus) and share * local_size <= len(cpus):
         cpus = cpus[local_rank * share : (local_rank + 1) * share]
         os.sched_setaffinity(0, cpus)

@@ -55,9 +55,10 @@ def outcome(folder: Path, job_id: str) -> str:
 
 
 def _of_connection(traceback: str) -> bool:
-    """Whether an error is what gloo or NCCL say of a companion that has gone."""
+    """Whether an error is what gloo or NCCL say of a companion that has gone, and not what a file system or a data loader says."""
     last = traceback.strip().splitlines()[-1]
-    return bool(re.search(r"connection (closed|reset|refused)|broken pipe|timed out|timeout|NCCL|remote (process|worker)", last, re.IGNORECASE))
+    return not re.match(r"OSError|TimeoutError", last) and bool(
+        re.search(r"connection (closed|reset|refused)|broken pipe|timed out|\btimeout\b|NCCL|remote (process|worker)", last, re.IGNORECASE))
 
 
 def _result(path: Path) -> tuple[float, str | None, str]:

@@ -99,6 +99,16 @@ def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path,
     assert table(cli, "online") == without
 
 
+def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep_path):
+    content = yaml.safe_load(SWEEP) | {"parameters": {"optim.lr": {"values": [1e30, 0.05]}, "train.max_steps": {"value": 4}, "train.precision": {"value": "fp32"}}}
+    sweep_path.write_text(yaml.safe_dump(content))
+    code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "some", "--tracking.wandb", "disabled")
+    assert code == 1 and "this run failed: " in output and "not finite" in output and "1 of 2 runs failed: some/optim.lr=1e+30" in output, output
+    assert len(list(cli.directory.glob("some/optim.lr=0.05*/summary.json"))) == len(list(cli.directory.glob("some/*/summary.json"))) == 1
+    code, output = cli("sweep", "four.yaml", "--agents", 2)
+    assert code == 1 and "--agents is not read without --wandb" in output, output
+
+
 def test_the_server_ends_an_unpromising_run_early(cli, sweep_path):
     """As hyperband does. What there is then has arrived: history, gradient norms; the run is not taken up again."""
     one = yaml.safe_load(SWEEP) | {"parameters": {"optim.lr": {"value": 0.05}, "schedule.steps": {"value": 100_000}}}
