@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benchmarks and records on a machine with a GPU, without a network. Planned for ten minutes on one H200; not run on one yet.
+# The benchmarks that concern a GPU, speedruns, and records of ResNet-20 and 110, on a machine with one, without a network. Planned for ten minutes on one H200; not run on one yet.
 #   benchmarks/gpu.sh DATA OUT
 # DATA: betons of CIFAR-10 with all 50,000 training images (dist-resnet prepare cifar10 --val 0). OUT: takes tables, JSON and runs.
 # Python is $DIST_RESNET_PYTHON, or that of .venv.

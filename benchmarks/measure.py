@@ -93,7 +93,7 @@ class Images(CIFAR10):
     """CIFAR10 over the pixels of a beton: everything but its download."""
 
     def __init__(self, data: Path, betons: Manifest, split: str, transform: Callable) -> None:
-        self.data, labels = read_raw(data / betons.splits[split].file)
-        self.targets: list[int] = labels.tolist()
+        images, labels = read_raw(data / betons.splits[split].file)
+        self.data, self.targets = images.numpy(), labels.tolist()
         self.transform, self.target_transform = transform, None
 

@@ -247,6 +247,9 @@ class Train:
         require(self.bucket_mib > 0, "train.bucket_mib", self.bucket_mib, "must be positive")
         require(self.cast == "each" or (self.precision != "fp32" and self.compile == "none" and not self.activation_checkpointing), "train.cast",
                 self.cast, "needs half precision, and no train.compile (which joins the casts itself) or train.activation_checkpointing")
+        require(self.compile == "none" or not self.activation_checkpointing, "train.compile", self.compile, "cannot be had with train.activation_checkpointing")
+        require(self.compile != "max-autotune" or not self.cuda_graph, "train.compile", self.compile,
+                "makes CUDA graphs of its own; with train.cuda_graph use --train.compile default")
         require(not self.static_graph or self.all_reduce == "buckets", "train.static_graph", True, "is DDP's; needs --train.all_reduce buckets")
         require(not self.cuda_graph or (self.all_reduce == "flat" and self.device != "cpu"), "train.cuda_graph", True,
                 "needs --train.all_reduce flat, and a GPU")

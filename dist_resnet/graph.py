@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -50,6 +51,11 @@ def warm_up(run: Training) -> None:
             run.update = GraphedUpdate(run, images, labels)
         else:
             train.update(run, images, labels)
+
+
+def release(run: Training) -> None:
+    """To be called before the process group is left: NCCL waits until no graph holds its communicator."""
+    run.update = partial(train.update, run)
 
 
 @contextmanager

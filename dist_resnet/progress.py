@@ -10,7 +10,7 @@ import psutil
 from dist_resnet.metrics import Means
 
 THRESHOLDS = (50, 60, 70, 80, 90, 91, 92, 93, 94)  # per cent top-1
-PHASES = ("start_up", "training", "evaluation")
+PHASES = ("start_up", "training", "evaluation", "saving")
 T = TypeVar("T")
 
 
@@ -29,6 +29,11 @@ class Clock:
         now = time.monotonic()
         self.seconds[self.phase] += now - self._since
         self.phase, self._since, self._lap_began, self._waited = phase, now, now, 0.0
+
+    def move(self, seconds: float, phase: str) -> None:
+        """Book the last so many seconds on another phase than the current one, and take them out of the lap."""
+        self.seconds[phase] += seconds
+        self._since, self._lap_began = self._since + seconds, self._lap_began + seconds
 
     def total(self) -> float:
         return sum(self.seconds.values()) + time.monotonic() - self._since

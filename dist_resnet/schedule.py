@@ -58,8 +58,8 @@ class Plan:
         return self.resolution if part == 1 else min(self.resolution, self.min_resolution + 32 * round((wanted - self.min_resolution) / 32))
 
     def logs_at(self, step: int) -> bool:
-        """Whether sums are reduced once `step` updates are done. Holds at every evaluation and checkpoint too, so
-        that no sum is ever pending when a checkpoint is saved."""
+        """Whether sums are reduced once `step` updates are done. Holds at every evaluation and checkpoint of the
+        plan too; one that a signal asks for may come in between, and keeps what is pending."""
         return step % self.log_every == 0 or self.evaluates_at(step) or self.saves_at(step)
 
     def evaluates_at(self, step: int) -> bool:

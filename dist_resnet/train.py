@@ -114,7 +114,9 @@ def fit(run: Training) -> str:
             requested = run.ballot.requested(step)
             if requested or run.plan.saves_at(step):
                 require_finite_weights(run, step)
+                began = time.monotonic()
                 run.saved = run.save()
+                run.progress.clock.move(time.monotonic() - began, "saving")
             if step == run.plan.last_step:
                 break
             if requested:
@@ -183,9 +185,8 @@ def log(run: Training, step: int) -> None:
 
 
 def gradient_norm(run: Training) -> float:
-    """The Euclidean norm of the last step's gradient, which DDP has averaged over the ranks."""
-    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).item() / run.scaler.get_scale()
+    """The Euclidean norm of the last step's gradient, averaged over the ranks; the fused optimizers have divided it by the scaler's factor."""
+    return torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None]).item()
 
 
 def require_finite_weights(run: Training, step: int) -> None:
@@ -234,6 +235,8 @@ def mistakes(run: Training, count: int) -> list[tuple[float, int, int, int, np.n
     """The evaluated images whose true class has the least probability, the worst first, over all ranks.
 
     (probability of the true class, sample id, label, answer, uint8 (H, W, 3)). Like evaluate, one collective at the end."""
+    if count == 0:
+        return []
     found: list[tuple[float, int, int, int, np.ndarray]] = []
     model, world = run.model.module.eval(), run.world
     ids = np.arange(run.eval_data.num_samples)[world.rank :: world.size]

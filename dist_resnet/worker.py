@@ -45,8 +45,8 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
           loading.betons_of(config, run_dir, world) as (data_dir, betons)):
         run = build(config, run_dir, data_dir, betons, world, stop, progress)
         resume(run, run_dir, betons)
-        graph.warm_up(run)
         try:
+            graph.warm_up(run)
             outcome = train.fit(run)
             if outcome == COMPLETED:
                 finish(run, run_dir, betons)
@@ -56,6 +56,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
                 run.tracker.finish(preempted=outcome == PREEMPTED)
         finally:
             run.tracker.finish()
+            graph.release(run)
         world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
     return outcome
 
@@ -63,7 +64,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
 def build(config: Config, run_dir: Path, data_dir: Path, betons: Manifest, world: World, stop: StopSignal, progress: Progress) -> Training:
     plan = schedule.plan(config, world.size, betons.splits["train"].samples)
     tracker = Tracker(run_dir, plan.last_step, writes=world.rank == 0)
-    torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape
+    torch.backends.cudnn.benchmark = True  # nearly all batches of a run have one shape
     torch.manual_seed(config.train.seed)
     model = models.build(config.model, len(betons.classes)).to(world.device, memory_format=torch.channels_last)
     normalise = Normalise.of(betons.mean, betons.std, train.PRECISION[config.train.precision], world.device)
@@ -157,6 +158,7 @@ def require_same_betons(state: dict[str, Any], betons: Manifest, run_dir: Path) 
 
 def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
     """summary.json, curves.png, mistakes.png, and the last words to W&B; on rank 0."""
+    run.progress.clock.start("evaluation")
     worst = train.mistakes(run, run.config.tracking.mistakes)
     if run.world.rank != 0:
         return

@@ -1,6 +1,7 @@
 """The sample stream is a pure function of (seed, epoch, sample id)."""
 
 import importlib.util
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from conftest import ROOT
 
 from dist_resnet import stream
+from dist_resnet.data import resident
 from dist_resnet.data.augment import crop_flip
 from dist_resnet.data.resident import ResidentLoader
 from dist_resnet.data.streaming import StreamingLoader
@@ -174,3 +176,14 @@ def test_pixels_do_not_depend_on_world_size_or_resume(loaders):
         assert torch.equal(images, whole) and torch.equal(labels, whole_labels)
     resumed, _ = collect(one, stream.shard(order, 60, 0, 1, start_batch=4), epoch=2)
     assert torch.equal(resumed, whole[240:])
+
+
+@pytest.mark.parametrize("membership, file, limit", [
+    ("0::/slurm/job_7", "slurm/memory.max", 8e9), ("0::/slurm/job_7", "slurm/job_7/memory.max", 8e9), ("0::/", "other/memory.max", math.inf),
+    ("4:memory:/slurm/job_7\n1:cpu:/x", "memory/slurm/memory.limit_in_bytes", 8e9)])
+def test_residency_heeds_the_limits_of_control_groups(tmp_path, membership, file, limit):
+    (tmp_path / "self").write_text(membership + "\n")
+    (tmp_path / "cgroup" / file).parent.mkdir(parents=True)
+    (tmp_path / "cgroup" / file).write_text("8000000000\n")
+    (tmp_path / "cgroup/memory.max").write_text("max\n")
+    assert resident.memory_limit(tmp_path / "cgroup", tmp_path / "self") == limit

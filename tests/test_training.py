@@ -61,7 +61,7 @@ def test_the_run_directory_has_all_that_was_promised(straight):
                                         if "running" not in k and "num_batches" not in k and "momentum" not in k)
     assert set(summary["seconds_to_top1"]) == {"50", "60", "70", "80", "90", "91", "92", "93", "94"}
     assert 0 <= summary["test_top1"] <= summary["test_top5"] <= 1 and summary["test_top1"] <= summary["best_test_top1"]
-    assert set(summary["seconds"]) == {"start_up", "training", "evaluation"} and min(summary["seconds"].values()) > 0
+    assert set(summary["seconds"]) == {"start_up", "training", "evaluation", "saving"} and min(summary["seconds"].values()) > 0
     records = read_metrics(run_dir)
     assert [r["step"] for r in records if "lr" in r] == list(range(2, 31, 2))
     assert [r["step"] for r in records if "test/top1" in r] == [10, 20, 30]
@@ -230,8 +230,9 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_pa
 
 def test_three_workers_in_fp16_resume_bit_identical(cli, config_path):
     """The gradient scaler's state is kept, and three summands are added in the same order as before."""
-    settings = ("--train.precision", "fp16", "--train.static_graph", "true", "--train.max_steps", 12, "--workers-per-node", 3)
+    settings = ("--train.precision", "fp16", "--train.static_graph", "true", "--tracking.grad_norm", "true", "--train.max_steps", 12, "--workers-per-node", 3)
     assert cli("train", "tiny.yaml", "--run-dir", "a", *settings)[0] == 0
+    assert all(0.1 < r["grad_norm"] < 30 for r in read_metrics(cli.directory / "a") if "lr" in r)  # not divided by the scale of 65,536
     without_last_checkpoint(cli.directory / "a", cli.directory / "b", lambda path: path.unlink())
     code, output = cli("train", "tiny.yaml", "--run-dir", "b", *settings)
     assert code == 0 and "resuming at step 10" in output, output

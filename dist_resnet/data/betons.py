@@ -45,7 +45,7 @@ def prepare(dataset: Dataset, out: Path, val: int, seed: int) -> Manifest:
         if len(samples.labels) == 0:
             continue
         path = out / f"{name}.beton"
-        statistics = write(path, samples, dataset.encoding, f"{dataset.name} {name}")
+        statistics = write(path, samples, dataset, f"{dataset.name} {name}")
         written[name] = manifest.describe_file(path, statistics.samples)
         shapes |= statistics.shapes
         colours = colours or statistics
@@ -74,9 +74,10 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
-def write(path: Path, samples: Samples, how: Encoding, title: str) -> Statistics:
+def write(path: Path, samples: Samples, dataset: Dataset, title: str) -> Statistics:
     """Write one beton aside, validate it, put it in place. A sample that cannot be read is a ValueError with its name."""
-    statistics = encoding.encode(samples, how, _parts(path), title)
+    how = dataset.encoding
+    statistics = encoding.encode(samples, dataset.source, how, _parts(path), title)
     if statistics.samples == 0:
         raise ValueError(f"{title}: not one image could be read")
     aside = path.with_suffix(".beton.partial")

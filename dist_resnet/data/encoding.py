@@ -65,9 +65,11 @@ class Statistics:
         return mean.tolist(), std.tolist()
 
 
-def encode(samples: Samples, how: Encoding, folder: Path, title: str) -> Statistics:
-    """Encode what the folder does not hold yet, on all CPUs. Raises ValueError with the name of an image that cannot be read."""
-    identity = _identity(samples, how)
+def encode(samples: Samples, source: str, how: Encoding, folder: Path, title: str) -> Statistics:
+    """Encode what the folder does not hold yet, on all CPUs. Raises ValueError with the name of an image that cannot be read.
+
+    source: where the samples come from; chunks that were made of another one are not used."""
+    identity = _identity(samples, source, how)
     if not (folder / identity).exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -124,9 +126,9 @@ def _save(path: Path, found: list[tuple[Encoded, np.ndarray] | None]) -> None:
     os.replace(aside, path)
 
 
-def _identity(samples: Samples, how: Encoding) -> str:
+def _identity(samples: Samples, source: str, how: Encoding) -> str:
     """A file's name that stands for these samples, encoded so."""
-    digest = hashlib.sha256(f"{how} {CHUNK}".encode() + np.asarray(samples.labels, np.int64).tobytes())
+    digest = hashlib.sha256(f"{source} {how} {CHUNK}".encode() + np.asarray(samples.labels, np.int64).tobytes())
     for i in range(len(samples.labels)):
         digest.update(samples.name(i).encode())
     return f"of-{digest.hexdigest()[:16]}"

@@ -4,7 +4,9 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dist_resnet.data import manifest
@@ -21,16 +23,12 @@ def staged(source: Path, betons: Manifest, splits: tuple[str, ...], run_dir: Pat
 
     Where a node has no such directory or too little room there, `warn` is told and its workers read `source`. Every rank
     calls; the first of each node copies. A copy that a killed start of the same run has left is used again."""
-    target, trouble = _target(run_dir, betons), None
-    if target and world.local_rank == 0:
-        try:
-            _copy(source, target, betons, splits)
-        except (OSError, ValueError) as error:
-            trouble = f"cannot stage the betons in {target}: {error}"
-            shutil.rmtree(target, ignore_errors=True)
-    elif world.local_rank == 0:
-        trouble = "cannot stage the betons: neither $SLURM_TMPDIR nor $TMPDIR names a directory"
-    for message in world.gather(trouble):
+    target = _target(run_dir, betons)
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(_stage, source, target, betons, splits if world.local_rank == 0 else ())
+        while not all(world.gather(copying.done())):  # not one collective, which would end the run after train.timeout_s
+            time.sleep(0.2)
+    for message in world.gather(copying.result()):
         if message:
             warn(f"{message}; that node reads {source}")
     used = target if target and (target / manifest.FILE).exists() else source
@@ -39,6 +37,20 @@ def staged(source: Path, betons: Manifest, splits: tuple[str, ...], run_dir: Pat
     finally:
         if target and world.local_rank == 0:
             shutil.rmtree(target, ignore_errors=True)  # companions that still read it keep the open file
+
+
+def _stage(source: Path, target: Path | None, betons: Manifest, splits: tuple[str, ...]) -> str | None:
+    """What went wrong, if anything did. Without splits there is nothing to do."""
+    if not splits:
+        return None
+    if target is None:
+        return "cannot stage the betons: neither $SLURM_TMPDIR nor $TMPDIR names a directory"
+    try:
+        _copy(source, target, betons, splits)
+    except (OSError, ValueError) as error:
+        shutil.rmtree(target, ignore_errors=True)
+        return f"cannot stage the betons in {target}: {error}"
+    return None
 
 
 def _target(run_dir: Path, betons: Manifest) -> Path | None:

@@ -94,6 +94,8 @@ class _WatchedIterator(EpochIterator):
 
     def run(self) -> None:
         try:
+            if self.cuda_streams[0] is not None:
+                torch.cuda.set_device(self.current_stream.device)  # a thread starts with GPU 0
             for stream in filter(None, self.cuda_streams):
                 stream.wait_stream(self.current_stream)  # this memory may still be read as another epoch's
             super().run()
@@ -128,3 +130,5 @@ class _WatchedIterator(EpochIterator):
                 self.output_queue.get_nowait()  # it may be waiting for room
             except Empty:
                 self.join(0.01)
+        for stream in filter(None, self.cuda_streams):
+            stream.synchronize()  # copies may be queued from buffers that now go

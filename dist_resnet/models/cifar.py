@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         x = self.conv(x) if self.preact else F.relu(self.norm(self.conv(x)))
         for block in self.blocks:
             if self.recompute and self.training:
-                x = checkpoint(block, x, use_reentrant=False, context_fn=lambda b=block: (nullcontext(), _statistics_kept(b)))
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda b=block: (nullcontext(), _statistics_kept(b)))
             else:
                 x = block(x)
         if self.preact:
