@@ -1,5 +1,6 @@
 """Pictures of runs, as PNG: curves, a sweep's results over its parameters, images. No torch."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,11 @@ def _parallel(axis: Axes, points: Sequence[dict[str, Any]], values: np.ndarray, 
 
 
 def _levels(points: Sequence[dict[str, Any]], key: str) -> list[str]:
-    """The values of a key as text: numbers by size, the rest by name."""
+    """The values of a key as text: numbers by size, the rest by name, with numbers in it by size (resnet20 before resnet110)."""
     def order(value: Any) -> tuple:
-        return (0, value, "") if isinstance(value, (int, float)) and not isinstance(value, bool) else (1, 0, str(value))
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return (0, value)
+        return (1, [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(value))])
 
     return list(dict.fromkeys(str(v) for v in sorted((p[key] for p in points), key=order)))
 
