@@ -105,11 +105,14 @@ def single_worker() -> None:
 
 
 def pin(local_rank: int, local_size: int) -> None:
-    """Keep to this worker's share of the node's CPUs, and say so to torch, unless the scheduler has bound us already."""
+    """Keep to this worker's share of the CPUs, and say so to torch, unless the scheduler has bound us already.
+
+    A worker is a SLURM task, or one of several that a launcher has started in a task."""
     cpus = sorted(os.sched_getaffinity(0))
-    of_task = os.environ.get("SLURM_CPUS_PER_TASK") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None  # a worker is a task there
-    share = int(of_task or max(1, len(cpus) // local_size))
-    if share < len(cpus) and share * local_size <= len(cpus):
+    among = 1 if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else local_size
+    share = max(1, int(os.environ["SLURM_CPUS_PER_TASK"]) // among if "SLURM_CPUS_PER_TASK" in os.environ else len(cpus) // local_size)
+    ours = len(cpus) <= int(os.environ.get("SLURM_CPUS_ON_NODE", len(cpus)))  # else other jobs' are among them, and which is not known
+    if ours and share < len(cpus) and share * local_size <= len(cpus):
         cpus = cpus[local_rank * share : (local_rank + 1) * share]
         os.sched_setaffinity(0, cpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(min(share, len(cpus))))
