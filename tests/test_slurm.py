@@ -33,7 +33,7 @@ def overrides(shapes_dir):
     return [str(word) for word in (
         "--model.name", "resnet8", "--model.width", 3, "--data.dir", shapes_dir, "--data.dataset", "shapes", "--batch.per_worker", "null",
         "--batch.global", 48, "--train.max_steps", 30, "--train.log_every", "2 steps", "--train.evaluate_every", "10 steps",
-        "--train.checkpoint_every", "4 steps")]
+        "--train.checkpoint_every", "4 steps", "--tracking.wandb", "disabled")]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_it_runs_on_two_nodes_and_leaves_everything(cluster, overrides, straight
     """And its workers read copies of the betons on their node's own disk, which are gone afterwards."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    job = sbatch(cluster, tmp_path / "run", [*overrides, "--data.stage", "true"], TMPDIR=str(scratch))
+    job = sbatch(cluster, tmp_path / "run", [*overrides, "--data.stage", "true", "--tracking.wandb", "offline"], TMPDIR=str(scratch))
     job.wait_for_step(2)
     for node in ("n1", "n2"):
         assert {p.name for p in scratch.glob(f"dist_resnet-{node}-*/*")} == {"manifest.json", "train.beton", "test.beton"}, job.log()
@@ -147,7 +147,7 @@ def test_eight_workers_train_as_one_does(cluster, overrides, tmp_path, monkeypat
     """The same images, cropped and flipped the same way, and so the same losses, where BN does not depend on the worker's share."""
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    config = config_file.load(ROOT / "configs/resnet110.yaml", [*overrides, "--model.width", "1", "--train.precision", "fp32", "--tracking.wandb", "disabled"])
+    config = config_file.load(ROOT / "configs/resnet110.yaml", [*overrides, "--model.width", "1", "--train.precision", "fp32"])
     jobs = {}
     for nodes, tasks in ((2, 4), (1, 1)):
         directory = tmp_path / str(nodes * tasks)

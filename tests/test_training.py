@@ -68,7 +68,6 @@ def test_the_run_directory_has_all_that_was_promised(straight):
     assert records[-1]["test/top1"] == summary["test_top1"]
     assert [r["lr"] for r in records if "lr" in r and r["step"] in (20, 22)] == pytest.approx([0.05, 0.005])
     assert (run_dir / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert len(list((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
 
 
 def test_a_finished_run_is_not_run_again(straight):
@@ -112,7 +111,7 @@ def wait_for_run_dir(directory):
 
 
 def test_preempted_by_submitits_signal_it_requeues_and_ends_bit_identical(straight, cli, config_path):
-    process = cli.start("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
+    process = cli.start("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--tracking.wandb", "offline")
     run_dir = cli.directory / "run"
     wait_for_step(run_dir, 8, process)
     first = workers_of(process)
