@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from dist_resnet.tracking import read_metrics
 
+NAMED = 10  # runs whose curves have a name in a comparison, at most
+
 
 def draw_curves(run_dirs: Sequence[Path], path: Path, milestones: Sequence[int] = ()) -> Path:
     """Loss and error (per cent) against steps: training thin, test bold; with the milestones marked."""
@@ -22,7 +24,7 @@ def draw_curves(run_dirs: Sequence[Path], path: Path, milestones: Sequence[int] 
 
 def draw_comparison(run_dirs: Sequence[Path], points: Sequence[dict[str, Any]], results: Sequence[float | None], path: Path) -> Path:
     """Curves of all runs; below, where their configurations differ in two keys or more, the final top-1 over the two keys
-    that it depends on most, and parallel coordinates over all.
+    that it depends on most, and parallel coordinates over all. More than ten runs have the colour of their top-1 and no names.
 
     points: for each run, the keys that differ and their values; results: its top-1, None where there is none yet."""
     finished = [(point, result) for point, result in zip(points, results) if result is not None]
@@ -30,9 +32,13 @@ def draw_comparison(run_dirs: Sequence[Path], points: Sequence[dict[str, Any]], 
     rows = 2 if len(finished) >= 3 and keys else 1
     figure = Figure(figsize=(12, 4.6 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False)
-    _curves(axes[0], run_dirs, ())
+    values = 100 * np.array([result for _, result in finished])
+    if len(run_dirs) > NAMED:
+        known = {place: _colour(100 * result, values) for place, result in enumerate(results) if result is not None}
+        _curves(axes[0], run_dirs, (), [known.get(place, "lightgrey") for place in range(len(run_dirs))])
+    else:
+        _curves(axes[0], run_dirs, ())
     if rows == 2:
-        values = 100 * np.array([result for _, result in finished])
         _over_parameters(axes[1][0], [p for p, _ in finished], values, keys[:2])
         _parallel(axes[1][1], [p for p, _ in finished], values, keys)
     return _save(figure, path)
@@ -64,9 +70,10 @@ def by_importance(points: Sequence[dict[str, Any]], results: Sequence[float]) ->
     return sorted(keys, key=explained, reverse=True)
 
 
-def _curves(axes: Sequence[Axes], run_dirs: Sequence[Path], milestones: Sequence[int]) -> None:
+def _curves(axes: Sequence[Axes], run_dirs: Sequence[Path], milestones: Sequence[int], colours: Sequence[Any] = ()) -> None:
+    """Without colours each run has one of its own, and its name beside it."""
     for number, run_dir in enumerate(run_dirs):
-        records, colour = read_metrics(run_dir), f"C{number % 10}"
+        records, colour = read_metrics(run_dir), colours[number] if colours else f"C{number % 10}"
         label = f"{run_dir.name}, " if len(run_dirs) > 1 else ""
         for part, style in (("train", {"lw": 0.8, "alpha": 0.6}), ("test", {"lw": 1.8, "marker": "o", "ms": 3})):
             rows = [r for r in records if r.get(f"{part}/loss") is not None]
@@ -80,7 +87,8 @@ def _curves(axes: Sequence[Axes], run_dirs: Sequence[Path], milestones: Sequence
                 axis.axvline(milestone, color="grey", ls=":", lw=1)
         axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.25)
-    axes[1].legend(fontsize=8 if len(run_dirs) < 6 else 6)
+    if not colours:
+        axes[1].legend(fontsize=8 if len(run_dirs) < 6 else 6)
     axes[0].set_yscale("log")
     for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
         which(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
@@ -113,12 +121,10 @@ def _over_parameters(axis: Axes, points: Sequence[dict[str, Any]], values: np.nd
 
 def _parallel(axis: Axes, points: Sequence[dict[str, Any]], values: np.ndarray, keys: Sequence[str]) -> None:
     """A line per run through its values, every axis scaled to [0, 1], coloured by top-1."""
-    spread = max(float(np.ptp(values)), 1e-9)
-    heights = (values - values.min()) / spread
     levels = {key: _levels(points, key) for key in keys}
-    for point, height in zip(points, heights):
+    for point, value in zip(points, values):
         line = [levels[key].index(str(point[key])) / max(1, len(levels[key]) - 1) for key in keys]
-        axis.plot(range(len(keys) + 1), [*line, height], color=colormaps["viridis"](height), alpha=0.8)
+        axis.plot(range(len(keys) + 1), [*line, _height(value, values)], color=_colour(value, values), alpha=0.8)
     for x, key in enumerate(keys):
         axis.axvline(x, color="grey", lw=0.6)
         for place, level in enumerate(levels[key]):
@@ -128,6 +134,15 @@ def _parallel(axis: Axes, points: Sequence[dict[str, Any]], values: np.ndarray, 
         axis.text(len(keys) + 0.02, height, f"{value:.1f} %", fontsize=7, va="center")
     axis.set(xticks=range(len(keys) + 1), xticklabels=[*keys, "top-1"], yticks=[], title="each run's way to its top-1")
     axis.tick_params(axis="x", labelsize=8)
+
+
+def _height(value: float, values: np.ndarray) -> float:
+    """Where it lies between the least and the greatest of the values, 0 to 1."""
+    return (value - values.min()) / max(float(np.ptp(values)), 1e-9)
+
+
+def _colour(value: float, values: np.ndarray) -> tuple[float, ...]:
+    return colormaps["viridis"](_height(value, values))
 
 
 def _levels(points: Sequence[dict[str, Any]], key: str) -> list[str]:
