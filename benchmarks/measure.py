@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ from dist_resnet.train import Training
 from launch.task import single_worker
 
 
+SETTLE_SECONDS = 2.0  # a DataLoader's workers go on making batches ahead, at the cost of whoever is measured next
+
+
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="betons of CIFAR-10 (data/cifar10)")
@@ -44,6 +48,7 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
+            time.sleep(SETTLE_SECONDS)
             found[name].append(call())
     return {name: statistics.median(values) for name, values in found.items()}
 
