@@ -4,7 +4,6 @@ Started by launch/, by `srun`, or by hand: `torchrun --nproc-per-node 2 -m dist_
 the same RUN_DIR resumes.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_resnet import casting, checkpoint, config_file, distributed, graph, models, optim, parallel, schedule, train
+from dist_resnet import casting, checkpoint, config_file, distributed, graph, lock, models, optim, parallel, schedule, train
 from dist_resnet.config import Config
 from dist_resnet.data import loading, manifest
 from dist_resnet.data.manifest import Manifest
@@ -214,23 +213,9 @@ def evaluate(run_dir: Path | str, which: str) -> Means:
 def locked(run_dir: Path, world: World, patience_s: float = 10.0) -> Iterator[None]:
     """Hold RUN_DIR/lock on rank 0, so that two trainings never write one RUN_DIR. Freed by the end of the process."""
     with open(run_dir / "lock", "a") as file:
-        if not world.from_rank0(_acquire(file, patience_s) if world.rank == 0 else None):
+        if not world.from_rank0(lock.acquire(file, patience_s) if world.rank == 0 else None):
             raise ValueError(f"RUN_DIR {run_dir} is in use by another training: wait for its end, stop it, or give another --run-dir")
         yield
-
-
-def _acquire(file: Any, patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
-        except OSError:
-            return True  # a file system without locks
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """W&B sweeps: created on its server, run by `wandb agent` processes, each of which outlives preemption and kills."""
 
-import fcntl
 import os
 import shlex
 import signal
@@ -17,6 +16,7 @@ import yaml
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from dist_resnet import lock
 from dist_resnet.signals import COMPLETED, PREEMPTED, StopSignal
 from launch.task import requeue
 
@@ -133,17 +133,7 @@ class AgentTask:
         return Path(self.directory) / f"agent-{self.agent}.left"
 
 
-def _is_free(run_dir: Path, seconds: float = 15.0) -> bool:
+def _is_free(run_dir: Path) -> bool:
     """Whether no training holds it, or lets it go in time: those that were killed with their agent may be slow to end."""
-    deadline = time.monotonic() + seconds
     with open(run_dir / "lock", "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.2)
-            except OSError:
-                return True  # a file system without locks
+        return lock.acquire(file, patience_s=15)

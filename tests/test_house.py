@@ -5,7 +5,7 @@ import ast
 from conftest import ROOT
 
 FLOORS = {  # within one floor nothing imports anything, but for the package of models and its members
-    "config": 0, "config_file": 1, "signals": 0, "page": 0, "data": 0, "data.manifest": 0, "data.ffcv": 0,
+    "config": 0, "config_file": 1, "signals": 0, "lock": 0, "page": 0, "data": 0, "data.manifest": 0, "data.ffcv": 0,
     "schedule": 1, "stream": 1, "distributed": 1, "models": 2, "models.cifar": 1, "models.imagenet": 1, "models.speedrun": 1, "optim": 1, "casting": 1, "parallel": 2,
     "metrics": 2, "checkpoint": 2, "wandb_run": 1, "tracking": 2, "data.augment": 2, "data.gpu": 2, "data.encoding": 1, "data.betons": 2, "data.staging": 2, "data.decoders": 2,
     "forecast": 2, "progress": 3, "data.shapes": 3, "data.sources": 3, "data.streaming": 3, "data.resident": 3, "figures": 3, "data.loading": 4, "report": 4,
