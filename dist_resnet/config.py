@@ -220,7 +220,7 @@ class Train:
     compile: Literal["none", "default", "max-autotune"] = knob(
         "none", "torch.compile of the network: fuses BN, ReLU and addition; on two CPU cores under 10 % faster for ResNet-20, slower for wide ones")
     cast: Literal["each", "together"] = knob(
-        "each", "weights to half precision: one by one (autocast), or all in a few kernels, with the same bits; no faster on a CPU")
+        "each", "weights to half precision: one by one (autocast), or all in a few kernels, with the same bits; on a CPU no faster beyond noise")
     activation_checkpointing: bool = knob(False, "family cifar: keep activations between blocks only, and compute the rest again: "
                                           "less memory, one more forward pass")
     cuda_graph: bool = knob(False, "one CUDA graph of the whole step: forward, backward, all-reduce, update; "
@@ -228,7 +228,7 @@ class Train:
     all_reduce: Literal["buckets", "flat"] = knob(
         "buckets", "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it; no faster on two CPU cores")
     bucket_mib: float = knob(25.0, "size of DDP's buckets")
-    static_graph: bool = knob(False, "tell DDP that every step uses the same parameters; no faster on two CPU cores")
+    static_graph: bool = knob(False, "tell DDP that every step uses the same parameters; on two CPU cores no faster beyond noise")
     gradient_type: Literal["fp32", "bf16"] = knob("fp32", "in which gradients travel; bf16: half the bytes, rounded; no faster on two CPU cores")
     label_smoothing: float = knob(0.0, "of the training loss")
     max_steps: Optional[int] = knob(None, "stop here, with the schedule unchanged; null: at its end")
