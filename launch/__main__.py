@@ -103,8 +103,9 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch import sweeping
 
     unread = {"--nodes": options.nodes != 1, "--seed": options.seed != 0} if options.wandb else {"--agents": options.agents != 1}
-    for flag in (flag for flag, given in unread.items() if given):
-        raise ValueError(f"{flag} is not read {'with' if options.wandb else 'without'} --wandb: leave it out")
+    given = [flag for flag, is_given in unread.items() if is_given]
+    if given:
+        raise ValueError(f"{', '.join(given)} is not read {'with' if options.wandb else 'without'} --wandb: leave it out")
     found = sweeps.load(options.file)
     directory = options.sweep_dir or Path("runs") / found.name
     ended = (sweeping.run_agents if options.wandb else sweeping.train_all)(found, directory, options, overrides)

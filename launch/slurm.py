@@ -19,8 +19,7 @@ from launch.cluster import Cluster
 from launch.task import WorkerTask, requeued_marker, restarts
 
 REQUEUE = 75  # EX_TEMPFAIL
-BLOCK_SIGUSR2 = ("import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2}); "
-                 "os.execvp(sys.argv[1], sys.argv[1:])")  # `env --block-signal` does the same from coreutils 8.31 on
+HOLD_SIGUSR2 = Path(__file__).with_name("hold_sigusr2.py")
 FAILURES = "failures.txt"  # in the logs: one line per start that failed
 
 
@@ -49,7 +48,7 @@ def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: in
     folder = (directory / "logs").resolve()
     python = shlex.quote(sys.executable)
     made = SlurmExecutor(folder, max_num_timeout=cluster.max_restarts,
-                         python=f"{python} -S -c {shlex.quote(BLOCK_SIGUSR2)} {python}")  # until Python has its handler
+                         python=f"{python} -IS {shlex.quote(str(HOLD_SIGUSR2))} {python}")
     given = {key: getattr(cluster, key) for key in
              ("partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem")}
     made.update_parameters(

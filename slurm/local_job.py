@@ -60,7 +60,7 @@ class Job:
     def workers(self, node: str | None = None) -> list[psutil.Process]:
         """This job's worker processes, of one node or of all."""
         return [p for p in psutil.process_iter(["name", "cmdline"])
-                if p.info["name"].startswith("python") and (p.info["cmdline"] or [])[-3:-1] == ["-m", "submitit.core._submit"] and "-c" not in p.info["cmdline"]
+                if p.info["name"].startswith("python") and (p.info["cmdline"] or [])[-3:-1] == ["-m", "submitit.core._submit"] and "-IS" not in p.info["cmdline"]
                 and str(self.run_dir) in p.info["cmdline"][-1] and node in (None, p.environ().get("SLURMD_NODENAME"))]
 
     def log(self) -> str:

@@ -11,7 +11,7 @@ FLOORS = {  # within one floor nothing imports anything, but for the package of 
     "forecast": 2, "progress": 3, "data.shapes": 3, "data.sources": 3, "data.streaming": 3, "data.resident": 3, "figures": 3, "data.loading": 4, "report": 4,
     "train": 5, "graph": 6, "worker": 7,
 }
-LAUNCH = {"": 0, "run_dir": 0, "cluster": 0, "task": 0, "verdict": 0, "follow": 0, "sweep": 0, "arguments": 1, "agents": 1, "local": 1,
+LAUNCH = {"": 0, "hold_sigusr2": 0, "run_dir": 0, "cluster": 0, "task": 0, "verdict": 0, "follow": 0, "sweep": 0, "arguments": 1, "agents": 1, "local": 1,
           "slurm": 2, "place": 2, "planning": 2, "sweeping": 3, "speedrun": 3, "__main__": 4}
 
 

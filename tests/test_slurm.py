@@ -174,7 +174,7 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
                      "mem=60G", "time=90", "signal=USR2@77", "nodes=4", "ntasks-per-node=8", "requeue", "open-mode=append", "job-name=run"}
     assert "module load m1\n" in text and "export SRUN_CPUS_PER_TASK=7\n" in text and "trap ':' USR1 USR2" in text
     (srun,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    assert "--mpi=none '--cpu-bind=v erbose'" in srun and "--kill-on-bad-exit=1" in srun and slurm.BLOCK_SIGUSR2 in srun
+    assert "--mpi=none '--cpu-bind=v erbose'" in srun and "--kill-on-bad-exit=1" in srun and str(slurm.HOLD_SIGUSR2) in srun
     assert text.index("srun ") < text.index("launch settle") < text.index("scontrol requeue")
     executor = slurm.executor(tmp_path / "run", where, 4, 8)
     assert executor.max_num_timeout == 5

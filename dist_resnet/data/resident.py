@@ -76,7 +76,7 @@ def _kernel(images: torch.Tensor, how: Augment) -> Callable:
         gpu.crop_flip(images, torch.zeros(1, dtype=torch.int64, device=images.device), 0, how)
         return gpu.crop_flip
     except Exception as error:  # of triton's many kinds
-        warnings.warn(f"crop and flip take 25 kernels a batch in place of one, since triton cannot compile it here: {error!r}; it needs a C "
+        warnings.warn(f"crop and flip take 65 operations a batch in place of one, since triton cannot compile it here: {error!r}; it needs a C "
                       "compiler and Python's headers", stacklevel=2)
         return stream.augment
 

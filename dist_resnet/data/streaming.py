@@ -50,7 +50,7 @@ class StreamingLoader:
         self.timeout_s, self.resize = timeout_s, resize
         fields = Reader(str(path)).metadata["f0"]
         if resize is None and os_cache and (fields["mode"] == IMAGE_MODES["raw"]).all():
-            self.decoder, self.crop_flip = Undecoded(), ReadCropFlip(path, augment or AS_IS)  # twice as fast, and compiled beforehand
+            self.decoder, self.crop_flip = Undecoded(), ReadCropFlip(path, augment or AS_IS)  # one pass, compiled once for all processes
         else:
             self.decoder, self.crop_flip = resize.decoder() if resize else SimpleRGBImageDecoder(), CropFlip(augment) if augment else None
         to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
