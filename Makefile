@@ -1,12 +1,13 @@
 # make train [CIFAR10=PATH]   the main job: CIFAR-10 to betons, ResNet-20 trained, a table and curves
-# make test                   the tests
+# make test                   the tests; make test-fast: without SLURM and long trainings
+# make check                  ruff and mypy
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
 # make ffcv-wheel             FFCV as a wheel that needs no compiler, into wheels/
 # Each sets up what it needs first (launch/setup.sh), once.
 
 RUN := .venv/bin/dist-resnet
 
-.PHONY: train test setup ffcv-wheel cluster
+.PHONY: train test test-fast check setup ffcv-wheel cluster
 
 setup: .venv/.ready
 
@@ -29,7 +30,13 @@ train: .venv/.ready
 	$(RUN) train configs/quickstart.yaml
 
 test: .venv/.ready
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n 4 --dist loadgroup
+
+test-fast: .venv/.ready
+	@.venv/bin/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+
+check: .venv/.ready
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 ffcv-wheel: .venv/.ready
 	@.venv/bin/pip install --quiet -e '.[wheel]'

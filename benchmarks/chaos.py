@@ -1,8 +1,9 @@
 """Soak test of the batch script: python -m benchmarks.chaos --rounds 20
 
-Every round submits `sbatch slurm/resnet110.sh` with a small network to a SLURM of two nodes on this machine, does one harm to
-it, drawn at random, at a random step, and waits for the job's end. A round is survived when the job completes with weights
-and curves bit-identical to an undisturbed run's."""
+Every round submits `sbatch slurm/resnet110.sh` with a small network to a SLURM of two nodes on this
+machine, does one harm to it, drawn at random, at a random step, and waits for the job's end. A
+round is survived when the job completes with weights and curves bit-identical to an undisturbed
+run's."""
 
 import argparse
 import json
@@ -21,11 +22,12 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "slurm"))
 
-from dist_resnet import checkpoint  # noqa: E402
-from dist_resnet.data import betons, shapes  # noqa: E402
-from dist_resnet.tracking import read_metrics  # noqa: E402
 from local_cluster import LocalCluster  # noqa: E402
 from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch  # noqa: E402
+
+from dist_resnet.prepare import betons, shapes  # noqa: E402
+from dist_resnet.tracking.tracker import read_metrics  # noqa: E402
+from dist_resnet.training import checkpoint  # noqa: E402
 
 STEPS = 40
 FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")
@@ -59,18 +61,36 @@ def requeue_by_the_operator(job: Job) -> None:
 
 
 HARMS: dict[str, Callable[[Job], None]] = {
-    "preempted (USR2)": preempt, "worker killed": kill_worker, "worker hangs": hang_worker, "node dies": node_dies,
-    "cancelled, submitted again": cancel_and_submit_again, "scontrol requeue": requeue_by_the_operator, "time limit": reach_the_time_limit}
+    "preempted (USR2)": preempt,
+    "worker killed": kill_worker,
+    "worker hangs": hang_worker,
+    "node dies": node_dies,
+    "cancelled, submitted again": cancel_and_submit_again,
+    "scontrol requeue": requeue_by_the_operator,
+    "time limit": reach_the_time_limit,
+}
 
 
 def overrides(data: Path) -> list[str]:
-    settings = {"model.name": "resnet8", "model.width": 3, "data.dir": data, "data.dataset": "shapes", "batch.per_worker": "null", "batch.global": 48,
-                "train.max_steps": STEPS, "train.log_every": "2 steps", "train.evaluate_every": "10 steps",
-                "train.checkpoint_every": "4 steps", "train.timeout_s": 25}
+    settings = {
+        "model.name": "resnet8",
+        "model.width": 3,
+        "data.dir": data,
+        "data.dataset": "shapes",
+        "batch.per_worker": "null",
+        "batch.global": 48,
+        "train.max_steps": STEPS,
+        "train.log_every": "2 steps",
+        "train.evaluate_every": "10 steps",
+        "train.checkpoint_every": "4 steps",
+        "train.timeout_s": 25,
+    }
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
-def play(cluster: LocalCluster, folder: Path, data: Path, undisturbed: Path, harm: str, step: int) -> dict[str, object]:
+def play(
+    cluster: LocalCluster, folder: Path, data: Path, undisturbed: Path, harm: str, step: int
+) -> dict[str, object]:
     """One round; returns its row of the table."""
     began, run_dir = time.monotonic(), folder / "run"
     options = ["--time=9", "--signal=USR2@100"] if harm == "time limit" else []
@@ -96,22 +116,35 @@ def identical(a: Path, b: Path) -> bool:
     states = [checkpoint.load(checkpoint.named(d / "checkpoints", "LATEST")) for d in (a, b)]
     models, momenta = [s["model"] for s in states], [s["optimizer"]["state"] for s in states]
     curves = [[(r["step"], [r.get(f) for f in FIGURES]) for r in read_metrics(d)] for d in (a, b)]
-    return (all(torch.equal(models[0][k], models[1][k]) for k in models[0]) and curves[0] == curves[1]
-            and all(torch.equal(momenta[0][k]["momentum_buffer"], momenta[1][k]["momentum_buffer"]) for k in momenta[0]))
+    return (
+        all(torch.equal(models[0][k], models[1][k]) for k in models[0])
+        and curves[0] == curves[1]
+        and all(
+            torch.equal(momenta[0][k]["momentum_buffer"], momenta[1][k]["momentum_buffer"])
+            for k in momenta[0]
+        )
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the harms and their steps")
     parser.add_argument("--json", type=Path, help="write the rows there")
     options = parser.parse_args()
     random.seed(options.seed)
     kinds = list(HARMS)
-    harms = [kinds[i % len(kinds)] for i in range(options.rounds)]  # each as often as the others, in a random order
+    harms = [
+        kinds[i % len(kinds)] for i in range(options.rounds)
+    ]  # each as often as the others, in a random order
     random.shuffle(harms)
     rows, console = [], Console()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, LocalCluster(Path(folder) / "slurm") as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as folder,
+        LocalCluster(Path(folder) / "slurm") as cluster,
+    ):
         data = Path(folder) / "shapes"
         betons.prepare(shapes.make(600, 230), data, val=0, seed=0)
         (Path(folder) / "undisturbed").mkdir()
@@ -121,14 +154,36 @@ def main() -> None:
         for number, harm in enumerate(harms, 1):
             place = Path(folder) / str(number)
             place.mkdir()
-            rows.append(play(cluster, place, data, undisturbed.run_dir, harm, 2 * random.randint(1, STEPS // 2 - 3)))
+            rows.append(
+                play(
+                    cluster,
+                    place,
+                    data,
+                    undisturbed.run_dir,
+                    harm,
+                    2 * random.randint(1, STEPS // 2 - 3),
+                )
+            )
             console.print(f"round {number}: {rows[-1]}", highlight=False)
-    table = Table("harm", "rounds", "survived", "lost", "mean seconds", title=f"{STEPS} steps by 4 workers on 2 nodes")
+    table = Table(
+        "harm",
+        "rounds",
+        "survived",
+        "lost",
+        "mean seconds",
+        title=f"{STEPS} steps by 4 workers on 2 nodes",
+    )
     for harm in kinds:
         those = [row for row in rows if row["harm"] == harm]
         survived = sum(bool(row["survived"]) for row in those)
         if those:
-            table.add_row(harm, str(len(those)), str(survived), str(len(those) - survived), f"{sum(r['seconds'] for r in those) / len(those):.0f}")
+            table.add_row(
+                harm,
+                str(len(those)),
+                str(survived),
+                str(len(those) - survived),
+                f"{sum(r['seconds'] for r in those) / len(those):.0f}",
+            )
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -27,7 +27,7 @@ record() {  # NAME ARGUMENTS
   tail -n 20 "$out/$name.txt"
 }
 
-record speedrun speedrun configs/speedrun.yaml --runs 5
+record speedrun repeat configs/speedrun.yaml --runs 5
 table step step --models resnet20 resnet110 --batches 128 --rounds 2
 table step_graph step --models resnet20 resnet110 --batches 128 1024 --rounds 2 "${graph[@]}"
 table step_cast step --models resnet110 --batches 128 --rounds 2 "${graph[@]}" --train.cast together

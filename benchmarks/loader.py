@@ -1,4 +1,5 @@
-"""Images per second out of our loaders and torchvision's, with crop and flip: python -m benchmarks.loader"""
+"""Images per second out of our loaders and torchvision's, with crop and flip: python -m
+benchmarks.loader"""
 
 import os
 import time
@@ -8,12 +9,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from dist_resnet import stream
-from dist_resnet.data import manifest
-from dist_resnet.data.resident import ResidentLoader
-from dist_resnet.data.streaming import StreamingLoader
-from dist_resnet.stream import Augment
-from dist_resnet.train import Normalise
+from dist_resnet.data import manifest, sampling
+from dist_resnet.data.resident_loader import ResidentLoader
+from dist_resnet.data.sampling import Augment
+from dist_resnet.data.streaming_loader import StreamingLoader
+from dist_resnet.models.normalise import Normalise
 
 BATCH, CPU = 512, torch.device("cpu")
 
@@ -23,7 +23,7 @@ def ours(kind: type, data: Path, threads: int, normalise: Normalise | None) -> C
     betons = manifest.load(data)
     how = Augment(0, 4, "random", tuple(round(255 * m) for m in betons.mean))
     loader = kind(manifest.verify(data, betons, "train"), BATCH, CPU, augment=how, threads=threads)
-    order = stream.epoch_order(0, 0, loader.num_samples)
+    order = sampling.epoch_order(0, 0, loader.num_samples)
 
     def epoch() -> float:
         began = time.perf_counter()
@@ -61,15 +61,24 @@ def main() -> None:
     options = measure.arguments(__doc__, rounds=5).parse_args()
     threads, betons = len(os.sched_getaffinity(0)), manifest.load(options.data)
     normalise = Normalise.of(betons.mean, betons.std, torch.float32, CPU)
-    found = measure.interleaved({
-        "streaming (FFCV), uint8": ours(StreamingLoader, options.data, threads, None),
-        "streaming (FFCV), normalised float32": ours(StreamingLoader, options.data, threads, normalise),
-        "resident, uint8": ours(ResidentLoader, options.data, threads, None),
-        "resident, normalised float32": ours(ResidentLoader, options.data, threads, normalise),
-        f"torchvision's CIFAR10 and DataLoader, {threads} workers, float32": theirs(options.data, threads),
-    }, options.rounds)
+    found = measure.interleaved(
+        {
+            "streaming (FFCV), uint8": ours(StreamingLoader, options.data, threads, None),
+            "streaming (FFCV), normalised float32": ours(
+                StreamingLoader, options.data, threads, normalise
+            ),
+            "resident, uint8": ours(ResidentLoader, options.data, threads, None),
+            "resident, normalised float32": ours(ResidentLoader, options.data, threads, normalise),
+            f"torchvision's CIFAR10 and DataLoader, {threads} workers, float32": theirs(
+                options.data, threads
+            ),
+        },
+        options.rounds,
+    )
     baseline = list(found.values())[-1]
-    rows = [{"loader": name, "images/s": rate, "ratio": rate / baseline} for name, rate in found.items()]
+    rows = [
+        {"loader": name, "images/s": rate, "ratio": rate / baseline} for name, rate in found.items()
+    ]
     measure.show(f"crop, flip; batch {BATCH}; {threads} threads", rows, options.json)
 
 

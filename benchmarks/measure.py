@@ -19,30 +19,40 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-from dist_resnet import config_file, distributed, graph, worker
+from dist_resnet import worker
+from dist_resnet.config import config_file
 from dist_resnet.data import manifest
 from dist_resnet.data.manifest import Manifest
-from dist_resnet.data.resident import read_raw
-from dist_resnet.distributed import World
-from dist_resnet.progress import Progress
-from dist_resnet.signals import StopSignal
-from dist_resnet.train import Training
-from launch.task import single_worker
+from dist_resnet.data.resident_loader import read_raw
+from dist_resnet.runtime import distributed
+from dist_resnet.runtime.distributed import World
+from dist_resnet.runtime.signals import StopSignal
+from dist_resnet.training import cuda_graph
+from dist_resnet.training.loop import Training
+from dist_resnet.training.progress import Progress
+from launch.executors.task import single_worker
 
-
-SETTLE_SECONDS = 2.0  # a DataLoader's workers go on making batches ahead, at the cost of whoever is measured next
+# a DataLoader's workers go on making batches ahead, at the cost of whoever is measured next
+SETTLE_SECONDS = 2.0
 
 
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="betons of CIFAR-10 (data/cifar10)")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"of which medians are taken ({rounds})")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/cifar10"), help="betons of CIFAR-10 (data/cifar10)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"of which medians are taken ({rounds})"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser
 
 
 def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of what each returns over rounds of one call each, A B A B, after one that does not count."""
+    """The median of what each returns over rounds of one call each, A B A B, after one that does
+    not count."""
     for call in contenders.values():
         call()
     found: dict[str, list[float]] = {name: [] for name in contenders}
@@ -56,17 +66,38 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
 def show(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
     table = Table(*rows[0], title=f"{title}; {machine()}")
     for row in rows:
-        table.add_row(*(f"{v:,.3g}" if isinstance(v, float) and abs(v) < 100 else f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(
+            *(
+                f"{v:,.3g}"
+                if isinstance(v, float) and abs(v) < 100
+                else f"{v:,.0f}"
+                if isinstance(v, float)
+                else str(v)
+                for v in row.values()
+            )
+        )
     Console(width=150).print(table)
     if path:
-        path.write_text(json.dumps({"title": title, "machine": machine(), "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        path.write_text(
+            json.dumps(
+                {"title": title, "machine": machine(), "torch": torch.__version__, "rows": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.processor()}"
+    models = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.processor()}"
+    )
 
 
 @contextmanager
@@ -74,24 +105,42 @@ def training(config_path: str, overrides: list[str]) -> Iterator[Training]:
     """Our Training, as a worker builds it, alone in its world."""
     config = config_file.load(config_path, overrides)
     single_worker()
-    with tempfile.TemporaryDirectory() as folder, distributed.connect(config.train.device, config.train.timeout_s) as world:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        distributed.connect(config.train.device, config.train.timeout_s) as world,
+    ):
         yield build(config, Path(folder), world)
 
 
 def build(config: Any, run_dir: Path, world: World) -> Training:
     data_dir = Path(config.data.dir)
-    run = worker.build(config, run_dir, data_dir, manifest.load(data_dir), world, StopSignal(), Progress())
+    run = worker.build(
+        config, run_dir, data_dir, manifest.load(data_dir), world, StopSignal(), Progress()
+    )
     run.tracker.writes = False
-    graph.warm_up(run)
+    cuda_graph.warm_up(run)
     return run
 
 
 def plain_loader(data: Path, batch: int, workers: int) -> DataLoader:
     """torchvision's CIFAR10 and DataLoader with the usual transforms, over the same images."""
     betons = manifest.load(data)
-    usual = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-                                transforms.Normalize(betons.mean, betons.std)])
-    return DataLoader(Images(data, betons, "train", usual), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    usual = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(betons.mean, betons.std),
+        ]
+    )
+    return DataLoader(
+        Images(data, betons, "train", usual),
+        batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=True,
+    )
 
 
 class Images(CIFAR10):
@@ -101,4 +150,3 @@ class Images(CIFAR10):
         images, labels = read_raw(data / betons.splits[split].file)
         self.data, self.targets = images.numpy(), labels.tolist()
         self.transform, self.target_transform = transform, None
-

@@ -1,4 +1,5 @@
-"""Seconds from `dist-resnet train` to the end of its first step, cold and warm: python -m benchmarks.start
+"""Seconds from `dist-resnet train` to the end of its first step, cold and warm: python -m
+benchmarks.start
 
 Cold: numba's cached code is removed first. The file system's cache is warm in both."""
 
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks import measure
-from dist_resnet.tracking import read_metrics
+from dist_resnet.tracking.tracker import read_metrics
 
 PACKAGE = Path(__file__).parent.parent / "dist_resnet"
 
@@ -20,8 +21,25 @@ def start(options, residency: str, *, cold: bool) -> float:
             path.unlink()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        command = [sys.executable, "-m", "launch", "train", "configs/resnet20.yaml", "--data.dir", str(options.data), "--data.residency", residency,
-                   "--tracking.wandb", "disabled", "--train.log_every", "1 step", "--train.max_steps", "200", "--run-dir", str(run_dir)]
+        command = [
+            sys.executable,
+            "-m",
+            "launch",
+            "train",
+            "configs/resnet20.yaml",
+            "--data.dir",
+            str(options.data),
+            "--data.residency",
+            residency,
+            "--tracking.wandb",
+            "disabled",
+            "--train.log_every",
+            "1 step",
+            "--train.max_steps",
+            "200",
+            "--run-dir",
+            str(run_dir),
+        ]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not read_metrics(run_dir):
@@ -36,9 +54,21 @@ def start(options, residency: str, *, cold: bool) -> float:
 
 def main() -> None:
     options = measure.arguments(__doc__, rounds=3).parse_args()
-    found = measure.interleaved({f"{residency}, {'cold' if cold else 'warm'}": lambda r=residency, c=cold: start(options, r, cold=c)
-                                 for residency in ("device", "stream") for cold in (True, False)}, options.rounds)
-    measure.show("ResNet-20, default workers", [{"start": name, "seconds to the first step": s} for name, s in found.items()], options.json)
+    found = measure.interleaved(
+        {
+            f"{residency}, {'cold' if cold else 'warm'}": lambda r=residency, c=cold: start(
+                options, r, cold=c
+            )
+            for residency in ("device", "stream")
+            for cold in (True, False)
+        },
+        options.rounds,
+    )
+    measure.show(
+        "ResNet-20, default workers",
+        [{"start": name, "seconds to the first step": s} for name, s in found.items()],
+        options.json,
+    )
 
 
 if __name__ == "__main__":

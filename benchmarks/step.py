@@ -1,7 +1,9 @@
-"""Images per second of whole training steps, ours beside the loop that people copy: python -m benchmarks.step [--section.key value ...]
+"""Images per second of whole training steps, ours beside the loop that people copy: python -m
+benchmarks.step [--section.key value ...]
 
-The plain loop: fp32, NCHW, eager, torchvision's CIFAR10 and DataLoader, `.item()` every step. Bare: our network, precision and
-layout on one batch that is there already, with nothing else: what our loop adds to that is its overhead."""
+The plain loop: fp32, NCHW, eager, torchvision's CIFAR10 and DataLoader, `.item()` every step. Bare:
+our network, precision and layout on one batch that is there already, with nothing else: what our
+loop adds to that is its overhead."""
 
 import os
 import time
@@ -11,16 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import measure
-from dist_resnet import models, train
-from dist_resnet.config import Model
-from dist_resnet.train import Training
+from dist_resnet import models
+from dist_resnet.config import CifarModel
+from dist_resnet.training import loop
+from dist_resnet.training.loop import Training
 
 
 def ours(run: Training, steps: int) -> Callable[[], float]:
     def some() -> float:
         began, last = time.perf_counter(), run.progress.step + steps
         while run.progress.step < last:
-            for step in train.train_epoch(run):
+            for step in loop.train_epoch(run):
                 if step == last:
                     break
         run.sums.reduce(run.world)
@@ -30,13 +33,19 @@ def ours(run: Training, steps: int) -> Callable[[], float]:
 
 
 def bare(run: Training, steps: int) -> Callable[[], float]:
-    images, labels = next(run.train_data.batches(train.epoch_order(run, 0)[: run.plan.local_batch], 0))
+    images, labels = next(
+        run.train_data.batches(loop.epoch_order(run, 0)[: run.plan.local_batch], 0)
+    )
     images, labels = images.clone(), labels.clone()
 
     def some() -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            with torch.autocast(run.world.device.type, run.normalise.dtype, enabled=run.config.train.precision != "fp32"):
+            with torch.autocast(
+                run.world.device.type,
+                run.normalise.dtype,
+                enabled=run.config.train.precision != "fp32",
+            ):
                 logits = run.model(run.normalise(images))
             run.optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(logits.float(), labels).backward()
@@ -48,7 +57,7 @@ def bare(run: Training, steps: int) -> Callable[[], float]:
 
 
 def plain(name: str, batch: int, steps: int, data, device: torch.device) -> Callable[[], float]:
-    model = models.build(Model(name=name), 10).to(device)
+    model = models.build(CifarModel(name=name), 10).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     loader = measure.plain_loader(data, batch, len(os.sched_getaffinity(0)))
     state = {"iterator": iter(loader), "loss": 0.0}
@@ -82,13 +91,36 @@ def main() -> None:
     rows = []
     for name in options.models:
         for batch in options.batches:
-            overrides = ["--model.name", name, "--data.dir", str(options.data), "--batch.per_worker", str(batch), "--tracking.wandb", "disabled", *chosen]
+            overrides = [
+                "--model.name",
+                name,
+                "--data.dir",
+                str(options.data),
+                "--batch.per_worker",
+                str(batch),
+                "--tracking.wandb",
+                "disabled",
+                *chosen,
+            ]
             with measure.training("configs/resnet20.yaml", overrides) as run:
-                found = measure.interleaved({
-                    "ours": ours(run, options.steps), "bare": bare(run, options.steps),
-                    "plain": plain(name, batch, options.steps, options.data, run.world.device)}, options.rounds)
-            rows.append({"network": name, "batch": batch, "ours, images/s": found["ours"], "plain loop, images/s": found["plain"],
-                         "ratio": found["ours"] / found["plain"], "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1)})
+                found = measure.interleaved(
+                    {
+                        "ours": ours(run, options.steps),
+                        "bare": bare(run, options.steps),
+                        "plain": plain(name, batch, options.steps, options.data, run.world.device),
+                    },
+                    options.rounds,
+                )
+            rows.append(
+                {
+                    "network": name,
+                    "batch": batch,
+                    "ours, images/s": found["ours"],
+                    "plain loop, images/s": found["plain"],
+                    "ratio": found["ours"] / found["plain"],
+                    "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1),
+                }
+            )
     measure.show(" ".join(["training steps of one worker", *chosen]), rows, options.json)
 
 

@@ -57,7 +57,7 @@ say "Python packages into .venv (several GB where torch is not in pip's cache)"
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 options=(--quiet --disable-pip-version-check)
 [ -d wheels ] && options+=(--find-links wheels)
-.venv/bin/pip install "${options[@]}" -e '.[test]' || fail "pip could not install the packages; its message is above"
+.venv/bin/pip install "${options[@]}" -e '.[check,test]' || fail "pip could not install the packages; its message is above"
 .venv/bin/python -c 'import ffcv, torch, torchvision' || fail "FFCV or torch does not import; its message is above"
 touch .venv/.ready
 say "ready"

@@ -28,7 +28,7 @@ train() {
   echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST; logs in $folder"
   # a signal that comes while Python is still starting waits until its handler is there
   srun --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
-    --open-mode=append "$python" -IS launch/hold_sigusr2.py "$python" -u -m submitit.core._submit "$folder"
+    --open-mode=append "$python" -IS launch/executors/hold_sigusr2.py "$python" -u -m submitit.core._submit "$folder"
   "$python" -m launch settle "$folder"  # says who failed and why
   local code=$?
   if [ $code = 75 ]; then  # a worker was killed, by the node's fault perhaps: once more

@@ -5,9 +5,9 @@
     with LocalCluster(folder) as cluster:
         subprocess.run(["sbatch", ...], env=cluster.environment)
 
-Everything (keys, ports, state, logs) is its own and lies in the folder; what it started ends with it, and nothing else does.
-Several slurmd on one host are a feature of SLURM itself (`slurmd -N`); the GPUs are pretended.
-"""
+Everything (keys, ports, state, logs) is its own and lies in the folder; what it started ends with
+it, and nothing else does. Several slurmd on one host are a feature of SLURM itself (`slurmd -N`);
+the GPUs are pretended."""
 
 import argparse
 import os
@@ -59,10 +59,19 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class LocalCluster:
     """Nodes n1, n2, ... with `cpus` CPUs and `gpus` pretended GPUs each.
 
-    kill_wait, slurmd_timeout: seconds after which SLURM kills what ignores SIGTERM, and gives up a silent node."""
+    kill_wait, slurmd_timeout: seconds after which SLURM kills what ignores SIGTERM, and gives up a
+    silent node."""
 
-    def __init__(self, folder: Path, nodes: int = 2, cpus: int = 2, gpus: int = 2, *, kill_wait: int = 15,
-                 slurmd_timeout: int = 20) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int = 2,
+        cpus: int = 2,
+        gpus: int = 2,
+        *,
+        kill_wait: int = 15,
+        slurmd_timeout: int = 20,
+    ) -> None:
         self.folder, self.cpus, self.gpus = folder, cpus, gpus
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
         self.kill_wait, self.slurmd_timeout = kill_wait, slurmd_timeout
@@ -89,10 +98,15 @@ class LocalCluster:
         self.stop()
 
     def start(self, name: str, *command: str) -> None:
-        log = open(self.folder / f"{name}.out", "ab")
-        self.daemons[name] = subprocess.Popen(command, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-                                              stdin=subprocess.DEVNULL, start_new_session=True)
-        log.close()
+        with open(self.folder / f"{name}.out", "ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def start_node(self, node: str) -> None:
         (self.folder / f"spool-{node}").mkdir(exist_ok=True)
@@ -100,7 +114,9 @@ class LocalCluster:
 
     def command(self, *words: str) -> str:
         """The output of squeue, scontrol and the like. Raises CalledProcessError."""
-        return subprocess.run(words, env=self.environment, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(
+            words, env=self.environment, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
 
     def wait_until_idle(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -112,16 +128,30 @@ class LocalCluster:
             if states == ["idle"] * len(self.nodes):
                 return
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the local cluster is not up after {START_SECONDS} s (nodes: {states}): see the logs in {self.folder}")
+                raise RuntimeError(
+                    f"the local cluster is not up after {START_SECONDS} s (nodes: {states}): see "
+                    f"the logs in {self.folder}"
+                )
             time.sleep(0.2)
 
     def stop(self) -> None:
         """Cancel every job, then end the daemons that this object started."""
         if "slurmctld" in self.daemons:
-            subprocess.run(["scancel", "--partition=main"], env=self.environment, capture_output=True, timeout=30)
+            subprocess.run(
+                ["scancel", "--partition=main"],
+                env=self.environment,
+                capture_output=True,
+                timeout=30,
+            )
             deadline = time.monotonic() + self.kill_wait + 10
             while time.monotonic() < deadline:
-                done = subprocess.run(["squeue", "--noheader"], env=self.environment, capture_output=True, text=True, timeout=30)
+                done = subprocess.run(
+                    ["squeue", "--noheader"],
+                    env=self.environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                )
                 if done.returncode or not done.stdout.strip():
                     break
                 time.sleep(0.3)
@@ -138,35 +168,77 @@ class LocalCluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        files = {name: f"--{name}={self.folder}/munge.{name.removesuffix('-file')}" for name in ("key-file", "pid-file", "log-file", "seed-file")}
-        self.start("munged", "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket", *files.values())
+        files = {
+            name: f"--{name}={self.folder}/munge.{name.removesuffix('-file')}"
+            for name in ("key-file", "pid-file", "log-file", "seed-file")
+        }
+        self.start(
+            "munged",
+            "munged",
+            "--foreground",
+            "--force",
+            f"--socket={self.folder}/munge.socket",
+            *files.values(),
+        )
 
     def _configure(self) -> None:
         ports = _free_ports(1 + len(self.nodes))
         host = socket.gethostname().split(".")[0]
         gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
-        lines = [f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=8000{gres}"
-                 for node, port in zip(self.nodes, ports[1:])]
-        (self.folder / "slurm.conf").write_text(CONFIG.format(
-            host=host, controller_port=ports[0], user=pwd.getpwuid(os.getuid()).pw_name, folder=self.folder,
-            kill_wait=self.kill_wait, slurmd_timeout=self.slurmd_timeout, nodes="\n".join(lines)))
-        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # unused, but v2 wants a mounted hierarchy
-        gpus = f"/dev/tty[0-{self.gpus - 1}]" if self.gpus > 1 else "/dev/tty0"  # any device files do
-        (self.folder / "gres.conf").write_text("".join(f"NodeName={n} Name=gpu Count={self.gpus} File={gpus}\n" for n in self.nodes if self.gpus))
+        lines = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} "
+            f"RealMemory=8000{gres}"
+            for node, port in zip(self.nodes, ports[1:])
+        ]
+        (self.folder / "slurm.conf").write_text(
+            CONFIG.format(
+                host=host,
+                controller_port=ports[0],
+                user=pwd.getpwuid(os.getuid()).pw_name,
+                folder=self.folder,
+                kill_wait=self.kill_wait,
+                slurmd_timeout=self.slurmd_timeout,
+                nodes="\n".join(lines),
+            )
+        )
+        (self.folder / "cgroup.conf").write_text(
+            "CgroupPlugin=cgroup/v1\n"
+        )  # unused, but v2 wants a mounted hierarchy
+        gpus = (
+            f"/dev/tty[0-{self.gpus - 1}]" if self.gpus > 1 else "/dev/tty0"
+        )  # any device files do
+        (self.folder / "gres.conf").write_text(
+            "".join(
+                f"NodeName={n} Name=gpu Count={self.gpus} File={gpus}\n"
+                for n in self.nodes
+                if self.gpus
+            )
+        )
 
 
 def install() -> None:
-    """Install SLURM where it is missing and this user may; else raise RuntimeError with the remedy."""
+    """Install SLURM where it is missing and this user may; else raise RuntimeError with the
+    remedy."""
     if all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged", "sbatch")):
         return
     packages = " ".join(PACKAGES)
     as_root = [] if os.getuid() == 0 else ["sudo", "-n"]
-    if not shutil.which("apt-get") or subprocess.run([*as_root, "true"], capture_output=True).returncode:
-        raise RuntimeError(f"SLURM is not installed, and this user cannot install it: have root run `apt-get install {packages}`")
+    if (
+        not shutil.which("apt-get")
+        or subprocess.run([*as_root, "true"], capture_output=True).returncode
+    ):
+        raise RuntimeError(
+            "SLURM is not installed, and this user cannot install it: have root run `apt-get "
+            f"install {packages}`"
+        )
     print(f"installing {packages}", file=sys.stderr, flush=True)
     apt = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
     subprocess.run([*apt, "update"], check=True)
-    subprocess.run([*apt, "install", "-y", "--no-install-recommends", *PACKAGES], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*apt, "install", "-y", "--no-install-recommends", *PACKAGES],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _free_ports(count: int) -> list[int]:
@@ -180,7 +252,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Open a shell on a SLURM cluster of this one machine.")
+    parser = argparse.ArgumentParser(
+        description="Open a shell on a SLURM cluster of this one machine."
+    )
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--cpus", type=int, default=2, help="of each node (2)")
     parser.add_argument("--gpus", type=int, default=2, help="of each node, pretended (2)")
@@ -189,8 +263,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         try:
             with LocalCluster(Path(folder), options.nodes, options.cpus, options.gpus) as cluster:
-                print(f"{options.nodes} nodes are up (logs in {folder}); leave with exit", file=sys.stderr, flush=True)
-                sys.exit(subprocess.run(options.command or [os.environ.get("SHELL", "bash")], env=cluster.environment).returncode)
+                print(
+                    f"{options.nodes} nodes are up (logs in {folder}); leave with exit",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                sys.exit(
+                    subprocess.run(
+                        options.command or [os.environ.get("SHELL", "bash")],
+                        env=cluster.environment,
+                    ).returncode
+                )
         except RuntimeError as error:
             sys.exit(f"local_cluster: error: {error}")
 

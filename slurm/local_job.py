@@ -1,4 +1,5 @@
-"""A job on the local cluster, as a user would submit, watch and disturb it: for tests and benchmarks/chaos.py."""
+"""A job on the local cluster, as a user would submit, watch and disturb it: for tests and
+benchmarks/chaos.py."""
 
 import subprocess
 import sys
@@ -8,20 +9,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-
-from dist_resnet.tracking import read_metrics
 from local_cluster import LocalCluster
+
+from dist_resnet.tracking.tracker import read_metrics
 
 ROOT = Path(__file__).parent.parent
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-def sbatch(cluster: LocalCluster, run_dir: Path, overrides: Sequence[str], *options: str, **environment: str) -> "Job":
+def sbatch(
+    cluster: LocalCluster,
+    run_dir: Path,
+    overrides: Sequence[str],
+    *options: str,
+    **environment: str,
+) -> "Job":
     """`sbatch OPTIONS slurm/resnet110.sh OVERRIDES --run-dir RUN_DIR`."""
     output = run_dir.parent / "batch.out"
     submitted = subprocess.run(
-        ["sbatch", "--parsable", f"--output={output}", *options, str(ROOT / "slurm/resnet110.sh"), *overrides, "--run-dir", str(run_dir)],
-        cwd=ROOT, env={**cluster.environment, "DIST_RESNET_PYTHON": sys.executable, **environment}, capture_output=True, text=True)
+        [
+            "sbatch",
+            "--parsable",
+            f"--output={output}",
+            *options,
+            str(ROOT / "slurm/resnet110.sh"),
+            *overrides,
+            "--run-dir",
+            str(run_dir),
+        ],
+        cwd=ROOT,
+        env={**cluster.environment, "DIST_RESNET_PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+    )
     if submitted.returncode:
         raise RuntimeError(submitted.stderr)
     return Job(cluster, run_dir, output, submitted.stdout.strip())
@@ -43,25 +63,43 @@ class Job:
         self.until(lambda: any(r["step"] >= step for r in read_metrics(self.run_dir)), seconds)
 
     def wait_for_end(self, seconds: float = 240, *changes: str) -> str:
-        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not before the node has
-        reported the end of the earlier start, which would be taken for the end of the new one. `changes` to the job,
-        such as NumNodes=1, are made then."""
+        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not
+        before the node has reported the end of the earlier start, which would be taken for the end
+        of the new one. `changes` to the job, such as NumNodes=1, are made then."""
+
         def ended() -> bool:
             if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
                 time.sleep(4)
-                subprocess.run(["scontrol", "update", f"JobId={self.id}", *changes, "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
+                subprocess.run(
+                    [
+                        "scontrol",
+                        "update",
+                        f"JobId={self.id}",
+                        *changes,
+                        "StartTime=now",
+                        "TimeLimit=10",
+                    ],
+                    env=self.cluster.environment,
+                )
             if self.field("JobState") not in ENDS:
                 return False
             time.sleep(2)  # a job about to be requeued may look as if it had failed
             return self.field("JobState") in ENDS
+
         self.until(ended, seconds)
         return self.field("JobState")
 
     def workers(self, node: str | None = None) -> list[psutil.Process]:
         """This job's worker processes, of one node or of all."""
-        return [p for p in psutil.process_iter(["name", "cmdline"])
-                if p.info["name"].startswith("python") and (p.info["cmdline"] or [])[-3:-1] == ["-m", "submitit.core._submit"] and "-IS" not in p.info["cmdline"]
-                and str(self.run_dir) in p.info["cmdline"][-1] and node in (None, p.environ().get("SLURMD_NODENAME"))]
+        return [
+            p
+            for p in psutil.process_iter(["name", "cmdline"])
+            if p.info["name"].startswith("python")
+            and (p.info["cmdline"] or [])[-3:-1] == ["-m", "submitit.core._submit"]
+            and "-IS" not in p.info["cmdline"]
+            and str(self.run_dir) in p.info["cmdline"][-1]
+            and node in (None, p.environ().get("SLURMD_NODENAME"))
+        ]
 
     def log(self) -> str:
         logs = sorted(self.run_dir.glob("logs/*_log.out")) if self.run_dir.exists() else []
@@ -71,14 +109,25 @@ class Job:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"job {self.id} is {self.field('JobState')} after {seconds:.0f} s:\n{self.log()}")
+                raise TimeoutError(
+                    f"job {self.id} is {self.field('JobState')} after {seconds:.0f} "
+                    f"s:\n{self.log()}"
+                )
             time.sleep(0.2)
 
 
 def kill_node(cluster: LocalCluster, node: str, job: Job) -> None:
-    """As if the node had lost its power: its slurmd, its step managers and its workers, at once. SLURM is told, so that
-    nobody need wait for SlurmdTimeout."""
-    victims = [cluster.daemons[node], *(process for worker in job.workers(node) for process in (worker, worker.parent()) if process)]
+    """As if the node had lost its power: its slurmd, its step managers and its workers, at once.
+    SLURM is told, so that nobody need wait for SlurmdTimeout."""
+    victims = [
+        cluster.daemons[node],
+        *(
+            process
+            for worker in job.workers(node)
+            for process in (worker, worker.parent())
+            if process
+        ),
+    ]
     for victim in victims:
         victim.kill()
     cluster.daemons.pop(node).wait()
@@ -91,13 +140,16 @@ def revive_node(cluster: LocalCluster, node: str) -> None:
 
 
 def reach_the_time_limit(job: Job, seconds: float = 90) -> None:
-    """The limit comes so near that SLURM sends the signal that announces it, as `--signal=USR2@100` asked: within half a minute,
-    while which the workers stand still. They must all be there: to steps that have not begun, SLURM sends nothing."""
+    """The limit comes so near that SLURM sends the signal that announces it, as `--signal=USR2@100`
+    asked: within half a minute, while which the workers stand still. They must all be there: to
+    steps that have not begun, SLURM sends nothing."""
     workers = job.workers()
     for worker in workers:
         worker.suspend()
     job.cluster.command("scontrol", "update", f"JobId={job.id}", "TimeLimit=2")
-    job.until(lambda: not any(_is_stopped(worker) for worker in workers), seconds)  # SIGCONT comes along with it
+    job.until(
+        lambda: not any(_is_stopped(worker) for worker in workers), seconds
+    )  # SIGCONT comes along with it
 
 
 def _is_stopped(process: psutil.Process) -> bool:

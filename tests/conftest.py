@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_resnet.data import betons, manifest, shapes
+from dist_resnet.data import manifest
+from dist_resnet.prepare import betons, shapes
 
 ROOT = Path(__file__).parent.parent
 TRAIN, TEST = 600, 230  # 230 does not divide by 3 or 4
@@ -34,8 +35,14 @@ class Cli:
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
     def start(self, *words: object, **environment: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "launch", *map(str, words)], cwd=self.directory, text=True,
-                                env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch", *map(str, words)],
+            cwd=self.directory,
+            text=True,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def __call__(self, *words: object, timeout: float = 300, **environment: str) -> tuple[int, str]:
         process = self.start(*words, **environment)
@@ -58,8 +65,9 @@ data: {dir: DATA, dataset: shapes}
 batch: {global: 48, per_worker: null}
 optim: {lr: 0.05, momentum: 0.9}
 schedule: {reference_batch: 48, steps: 30, milestones: [20]}
-train: {log_every: 2 steps, evaluate_every: 10 steps, checkpoint_every: 4 steps, eval_batch: 50, timeout_s: 60}
-tracking: {wandb: disabled}
+train: {log_every: 2 steps, evaluate_every: 10 steps, checkpoint_every: 4 steps, eval_batch: 50,
+        timeout_s: 60, all_reduce: flat}
+tracking: {wandb: disabled, top_losses: 0}
 """  # 12 steps an epoch: checkpoints and evaluations fall into mid-epoch
 
 
@@ -73,7 +81,9 @@ def config_path(tmp_path, shapes_dir) -> Path:
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     directory = run_dir / "checkpoints"
     state = torch.load(directory / (directory / "LATEST").read_text().strip(), weights_only=True)
-    momenta = {f"momentum/{i}": s["momentum_buffer"] for i, s in state["optimizer"]["state"].items()}
+    momenta = {
+        f"momentum/{i}": s["momentum_buffer"] for i, s in state["optimizer"]["state"].items()
+    }
     return {**state["model"], **momenta}
 
 

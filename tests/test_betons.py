@@ -1,4 +1,5 @@
-"""Betons: what is written is what was given; what is damaged is refused; a crash leaves nothing behind."""
+"""Betons: what is written is what was given; what is damaged is refused; a crash leaves nothing
+behind."""
 
 import dataclasses
 import io
@@ -17,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_resnet.data import betons, manifest, shapes, sources
-from dist_resnet.data.encoding import Encoding, Samples
-from dist_resnet.data.streaming import StreamingLoader
+from dist_resnet.data import manifest
+from dist_resnet.data.streaming_loader import StreamingLoader
+from dist_resnet.prepare import betons, shapes, sources
+from dist_resnet.prepare.encoding import Encoding, Samples
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,25 @@ def arrays():
 
 def as_dataset(images, labels, **options):
     samples = Samples(labels, images.__getitem__)
-    return betons.Dataset("noise", list("abcdefghij"), samples, Samples(labels[:10], images[:10].__getitem__), "rng", **options)
+    return betons.Dataset(
+        "noise",
+        list("abcdefghij"),
+        samples,
+        Samples(labels[:10], images[:10].__getitem__),
+        "rng",
+        **options,
+    )
 
 
 def read_all(path):
     loader = StreamingLoader(path, 16, torch.device("cpu"), threads=1)
-    batches = [(i.permute(0, 2, 3, 1).numpy().copy(), l.numpy().copy()) for i, l in loader.batches(np.arange(loader.num_samples))]
-    return np.concatenate([i for i, _ in batches]), np.concatenate([l for _, l in batches])
+    batches = [
+        (i.permute(0, 2, 3, 1).numpy().copy(), labels.numpy().copy())
+        for i, labels in loader.batches(np.arange(loader.num_samples))
+    ]
+    return np.concatenate([i for i, _ in batches]), np.concatenate(
+        [labels for _, labels in batches]
+    )
 
 
 def test_pixels_labels_and_statistics(tmp_path, arrays):
@@ -45,16 +59,25 @@ def test_pixels_labels_and_statistics(tmp_path, arrays):
     written = betons.prepare(as_dataset(images, labels), tmp_path, val=0, seed=0)
     read, read_labels = read_all(tmp_path / "train.beton")
     assert np.array_equal(read, images) and np.array_equal(read_labels, labels)
-    assert np.allclose(written.mean, (images / 255).mean((0, 1, 2))) and np.allclose(written.std, (images / 255).std((0, 1, 2)))
+    assert np.allclose(written.mean, (images / 255).mean((0, 1, 2))) and np.allclose(
+        written.std, (images / 255).std((0, 1, 2))
+    )
     assert written == manifest.load(tmp_path, "noise") and written.shape == [32, 32, 3]
     assert {name: s.samples for name, s in written.splits.items()} == {"train": 60, "test": 10}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "test.beton", "train.beton"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "manifest.json",
+        "test.beton",
+        "train.beton",
+    ]
 
 
 def test_the_same_images_make_the_same_file(tmp_path, arrays):
     a, b = (betons.prepare(as_dataset(*arrays), tmp_path / name, val=10, seed=1) for name in "ab")
     assert a.splits == b.splits
-    assert a.splits["val"].sha256 != betons.prepare(as_dataset(*arrays), tmp_path / "c", val=10, seed=2).splits["val"].sha256
+    assert (
+        a.splits["val"].sha256
+        != betons.prepare(as_dataset(*arrays), tmp_path / "c", val=10, seed=2).splits["val"].sha256
+    )
 
 
 def test_val_is_held_out_evenly():
@@ -69,11 +92,14 @@ def test_val_is_held_out_evenly():
         betons.hold_out(labels, 50_000, seed=0)
 
 
-@pytest.mark.parametrize("bad, part", [
-    (lambda i: 1 / 0, "cannot read sample 7: division by zero"),
-    (lambda i: np.zeros((32, 32), np.uint8), r"sample 7 is uint8 \(32, 32\)"),
-    (lambda i: np.zeros((32, 32, 3), np.float32), "sample 7 is float32"),
-])
+@pytest.mark.parametrize(
+    "bad, part",
+    [
+        (lambda i: 1 / 0, "cannot read sample 7: division by zero"),
+        (lambda i: np.zeros((32, 32), np.uint8), r"sample 7 is uint8 \(32, 32\)"),
+        (lambda i: np.zeros((32, 32, 3), np.float32), "sample 7 is float32"),
+    ],
+)
 def test_a_bad_sample_is_named_and_leaves_nothing(tmp_path, arrays, bad, part):
     images, labels = arrays
     dataset = as_dataset(images, labels)
@@ -85,12 +111,13 @@ def test_a_bad_sample_is_named_and_leaves_nothing(tmp_path, arrays, bad, part):
 
 @pytest.mark.parametrize("phase", ["encoding", "writing"])
 def test_a_killed_preparation_leaves_no_beton_and_no_process_and_goes_on(tmp_path, phase):
-    """SIGKILL: nothing stays but files aside, and shared memory is cleaned up. What was encoded is not read again."""
+    """SIGKILL: nothing stays but files aside, and shared memory is cleaned up. What was encoded is
+    not read again."""
     code = f"""
 import pathlib, sys, time
 import numpy as np
-from dist_resnet.data import betons
-from dist_resnet.data.encoding import Samples
+from dist_resnet.prepare import betons
+from dist_resnet.prepare.encoding import Samples
 def read(i):
     if i == 4000: print("half way", flush=True)
     if i > 4000 and {phase == "encoding"}: time.sleep(0.01)
@@ -100,10 +127,13 @@ def unread(i):
     return read(i)
 def samples(read): return Samples(np.zeros(9000, np.int64), read)
 first = samples(unread if "again" in sys.argv else read)
-betons.prepare(betons.Dataset("d", ["a"], first, samples(read), "test"), pathlib.Path({str(tmp_path)!r}), 0, 0)
+dataset = betons.Dataset("d", ["a"], first, samples(read), "test")
+betons.prepare(dataset, pathlib.Path({str(tmp_path)!r}), 0, 0)
 """
     before = set(Path("/dev/shm").glob("psm_*"))
-    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     for line in writer.stdout:
         if "half way" in line:
             break
@@ -112,13 +142,21 @@ betons.prepare(betons.Dataset("d", ["a"], first, samples(read), "test"), pathlib
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     deadline = time.monotonic() + 20
-    while (strays := [p for p in psutil.process_iter() if _session(p) == writer.pid]) and time.monotonic() < deadline:
+    while (
+        strays := [p for p in psutil.process_iter() if _session(p) == writer.pid]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)  # multiprocessing's resource tracker cleans up, then leaves
     assert not strays
     assert not (tmp_path / "train.beton").exists() and not (tmp_path / "manifest.json").exists()
     assert set(Path("/dev/shm").glob("psm_*")) <= before
-    subprocess.run([sys.executable, "-c", code.replace("0.01", "0"), "again"], check=True, stdout=subprocess.DEVNULL)
-    assert manifest.load(tmp_path).splits["train"].samples == 9000 and not list(tmp_path.glob("*.par*"))
+    subprocess.run(
+        [sys.executable, "-c", code.replace("0.01", "0"), "again"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    assert manifest.load(tmp_path).splits["train"].samples == 9000 and not list(
+        tmp_path.glob("*.par*")
+    )
     images = read_all(tmp_path / "train.beton")[0]
     assert np.array_equal(images[:, 5, 5, 1], np.arange(9000) % 251)
 
@@ -143,17 +181,29 @@ def change(path, offset, content):
         file.write(content)
 
 
-@pytest.mark.parametrize("damage, part", [
-    (lambda d: (d / "train.beton").unlink(), "is missing"),
-    (lambda d: (d / "train.beton").write_bytes((d / "train.beton").read_bytes()[:-24]), "truncated"),
-    (lambda d: (d / "train.beton").write_bytes(b""), "truncated"),
-    (lambda d: change(d / "train.beton", 2**23 + 5000, b"\xff"), "corrupted"),
-    (lambda d: change(d / "train.beton", 2_300, b"\x00\x01\x02"), "corrupted"),  # the pointers: FFCV would read wild memory
-    (lambda d: shutil.copy(d / "test.beton", d / "train.beton"), "truncated or foreign|corrupted or foreign"),
-    (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing.*dist-resnet prepare"),
-    (lambda d: (d / "manifest.json").write_text("{}"), "not a manifest"),
-    (lambda d: (d / "manifest.json").write_text("no JSON"), "not a manifest"),
-])
+@pytest.mark.parametrize(
+    "damage, part",
+    [
+        (lambda d: (d / "train.beton").unlink(), "is missing"),
+        (
+            lambda d: (d / "train.beton").write_bytes((d / "train.beton").read_bytes()[:-24]),
+            "truncated",
+        ),
+        (lambda d: (d / "train.beton").write_bytes(b""), "truncated"),
+        (lambda d: change(d / "train.beton", 2**23 + 5000, b"\xff"), "corrupted"),
+        (
+            lambda d: change(d / "train.beton", 2_300, b"\x00\x01\x02"),
+            "corrupted",
+        ),  # the pointers: FFCV would read wild memory
+        (
+            lambda d: shutil.copy(d / "test.beton", d / "train.beton"),
+            "truncated or foreign|corrupted or foreign",
+        ),
+        (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing.*dist-resnet prepare"),
+        (lambda d: (d / "manifest.json").write_text("{}"), "not a manifest"),
+        (lambda d: (d / "manifest.json").write_text("no JSON"), "not a manifest"),
+    ],
+)
 def test_damage_is_refused_with_the_remedy(copy, damage, part):
     damage(copy)
     with pytest.raises(ValueError, match=part) as error:
@@ -186,21 +236,35 @@ def cifar_forms(tmp_path_factory, arrays):
             path.write_bytes(png(image))
     (root / "archives").mkdir()
     for name, compression in (("train", "xz"), ("test", "gz")):
-        with tarfile.open(root / "archives" / f"{name}.tar.{compression}", f"w:{compression}") as archive:
+        with tarfile.open(
+            root / "archives" / f"{name}.tar.{compression}", f"w:{compression}"
+        ) as archive:
             archive.add(root / "tree" / name, name)
     batches = root / "batches" / "cifar-10-batches-py"
     batches.mkdir(parents=True)
     rows = images.transpose(0, 3, 1, 2).reshape(60, -1)
     for i in range(5):
-        (batches / f"data_batch_{i + 1}").write_bytes(pickle.dumps({"data": rows[12 * i : 12 * i + 12], "labels": labels[12 * i : 12 * i + 12].tolist()}))
+        (batches / f"data_batch_{i + 1}").write_bytes(
+            pickle.dumps(
+                {
+                    "data": rows[12 * i : 12 * i + 12],
+                    "labels": labels[12 * i : 12 * i + 12].tolist(),
+                }
+            )
+        )
     (batches / "test_batch").write_bytes(pickle.dumps({"data": rows, "labels": labels.tolist()}))
-    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
+    (batches / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"class{i}" for i in range(10)]})
+    )
     with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
         archive.add(batches, batches.name)
     return root
 
 
-@pytest.mark.parametrize("form", ["tree", "archives", "batches", "batches/cifar-10-batches-py", "cifar-10-python.tar.gz", "."])
+@pytest.mark.parametrize(
+    "form",
+    ["tree", "archives", "batches", "batches/cifar-10-batches-py", "cifar-10-python.tar.gz", "."],
+)
 def test_every_form_of_cifar_gives_the_same_images(cifar_forms, arrays, tmp_path, form):
     images, labels = arrays
     source = None if form == "." else cifar_forms / form  # ".": found in the data folder
@@ -215,30 +279,46 @@ def test_bad_sources_are_named(tmp_path, cifar_forms):
     whole = (cifar_forms / "cifar-10-python.tar.gz").read_bytes()
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty").mkdir()
-    for source, part in ((tmp_path / "none", "no such file"), (tmp_path / "empty", "found 0 training"),
-                         (tmp_path / "cifar-10-python.tar.gz", "not a whole tar archive")):
+    for source, part in (
+        (tmp_path / "none", "no such file"),
+        (tmp_path / "empty", "found 0 training"),
+        (tmp_path / "cifar-10-python.tar.gz", "not a whole tar archive"),
+    ):
         with pytest.raises(ValueError, match=part):
             sources.cifar("cifar10", source, tmp_path / "data")
 
 
 def test_imagefolder_of_odd_images(tmp_path, capsys):
-    """Sizes, grayscale and CMYK mixed: JPEG in the beton, at most 40 pixels a side; a broken file is named, and left out if so
-    wished."""
+    """Sizes, grayscale and CMYK mixed: JPEG in the beton, at most 40 pixels a side; a broken file
+    is named, and left out if so wished."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for i, mode in enumerate(("RGB", "L", "CMYK", "RGB")):
             path = tmp_path / "tree" / split / f"class{i % 2}" / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (50 + i, 60, 3), dtype=np.uint8)).convert(mode).save(path)
+            Image.fromarray(rng.integers(0, 256, (50 + i, 60, 3), dtype=np.uint8)).convert(
+                mode
+            ).save(path)
     dataset = sources.imagefolder("odd", tmp_path / "tree", Encoding("auto", max_resolution=40))
     written = betons.prepare(dataset, tmp_path / "out", 0, 0)
-    assert (written.mode, written.classes, written.splits["test"].samples) == ("jpg", ["class0", "class1"], 4)
+    assert (written.mode, written.classes, written.splits["test"].samples) == (
+        "jpg",
+        ["class0", "class1"],
+        4,
+    )
     assert betons.Reader(str(tmp_path / "out/train.beton")).metadata["f0"]["width"].max() == 40
     assert written.shape is None  # 40 x 33 to 40 x 35
     (tmp_path / "tree/train/class1/1.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*train/class1/1.jpg"):
-        betons.prepare(sources.imagefolder("odd", tmp_path / "tree", Encoding("jpg")), tmp_path / "again", 0, 0)
-    skipped = betons.prepare(sources.imagefolder("odd", tmp_path / "tree", Encoding("jpg", skip_broken=True)), tmp_path / "again", 0, 0)
+        betons.prepare(
+            sources.imagefolder("odd", tmp_path / "tree", Encoding("jpg")), tmp_path / "again", 0, 0
+        )
+    skipped = betons.prepare(
+        sources.imagefolder("odd", tmp_path / "tree", Encoding("jpg", skip_broken=True)),
+        tmp_path / "again",
+        0,
+        0,
+    )
     assert skipped.splits["train"].samples == 3 and "train/class1/1.jpg" in capsys.readouterr().out
 
 

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from dist_resnet import checkpoint
-from dist_resnet.distributed import World
+from dist_resnet.runtime.distributed import World
+from dist_resnet.training import checkpoint
 
 
 class Alone(World):
@@ -20,7 +20,9 @@ ALONE = Alone(0, 1, torch.device("cpu"))
 
 
 def save(directory, step, best=False):
-    checkpoint.save(directory, {"step": step, "weights": torch.full((1000,), float(step))}, step, best, ALONE)
+    checkpoint.save(
+        directory, {"step": step, "weights": torch.full((1000,), float(step))}, step, best, 2, ALONE
+    )
 
 
 def names(directory):
@@ -37,7 +39,9 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert checkpoint.load(checkpoint.named(tmp_path, "BEST"))["weights"][0] == 20
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-10], lambda b: b[:500] + bytes([b[500] ^ 1]) + b[501:], lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-10], lambda b: b[:500] + bytes([b[500] ^ 1]) + b[501:], lambda b: b""]
+)
 def test_a_damaged_latest_falls_back_with_a_warning(tmp_path, damage):
     for step in (10, 20):
         save(tmp_path, step)
@@ -45,7 +49,7 @@ def test_a_damaged_latest_falls_back_with_a_warning(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="step_00000020.pt is damaged"):
         assert checkpoint.load_latest(tmp_path, ALONE)["step"] == 10
-    with pytest.raises(ValueError, match="step_00000020.pt is damaged or missing"):
+    with pytest.raises(ValueError, match=r"step_00000020.pt is damaged or missing"):
         checkpoint.named(tmp_path, "LATEST")
 
 
@@ -69,11 +73,12 @@ def test_a_crash_at_any_write_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     for moment in range(20):
         calls = iter(range(100))
 
-        def dying(call):
+        def dying(call, calls=calls, moment=moment):
             def wrapped(*arguments):
                 if next(calls) == moment:
                     raise Crash
                 return call(*arguments)
+
             return wrapped
 
         with monkeypatch.context() as patch:

@@ -6,42 +6,82 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT
-from launch import verdict
+
+from launch.executors import verdict
 
 
 @pytest.mark.parametrize("words", [[], ["prepare"], ["train"], ["evaluate"], ["compare"]])
 def test_help_imports_neither_torch_nor_submitit(cli, words):
-    code = (f"import sys; sys.argv = ['dist-resnet', *{words!r}, '--help']\nfrom launch.__main__ import main\n"
-            "try: main()\nexcept SystemExit as e: print('EXIT', e.code)\n"
-            "heavy = {'torch', 'numpy', 'ffcv', 'submitit', 'wandb', 'matplotlib'} & set(sys.modules)\nprint('HEAVY', heavy)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cli.directory, env=cli.environment)
-    assert "usage: dist-resnet" in done.stdout and "EXIT 0" in done.stdout and "HEAVY set()" in done.stdout, done.stdout + done.stderr
+    code = (
+        f"import sys; sys.argv = ['dist-resnet', *{words!r}, '--help']\nfrom launch.__main__ "
+        "import main\n"
+        "try: main()\nexcept SystemExit as e: print('EXIT', e.code)\n"
+        "heavy = {'torch', 'numpy', 'ffcv', 'submitit', 'wandb', 'matplotlib'} & "
+        "set(sys.modules)\nprint('HEAVY', heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=cli.directory,
+        env=cli.environment,
+    )
+    assert (
+        "usage: dist-resnet" in done.stdout
+        and "EXIT 0" in done.stdout
+        and "HEAVY set()" in done.stdout
+    ), done.stdout + done.stderr
 
 
 def test_submitting_imports_no_torch(cli):
-    code = "import sys; import launch.local, launch.slurm, launch.task, launch.__main__; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=cli.environment)
+    code = (
+        "import sys; import launch.executors.local, launch.executors.slurm, launch.executors.task, "
+        "launch.__main__; print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=cli.environment
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 
 def mistakes(shapes_dir):
     train = ("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
     return {
-        "unknown key": ((*train, "--optim.learning_rate", "0.1"), ["optim.learning_rate", "did you mean"]),
+        "unknown key": (
+            (*train, "--optim.learning_rate", "0.1"),
+            ["optim.learning_rate", "did you mean"],
+        ),
         "wrong type": ((*train, "--optim.lr", "fast"), ["optim.lr", "fast"]),
-        "milestone past the end": ((*train, "--schedule.milestones", "[40]"), ["[40]", "schedule.steps = 30"]),
-        "batch does not divide": (("train", "tiny.yaml", "--workers-per-node", 5, "--run-dir", "run"), ["batch.global = 48", "5 workers", "50"]),
+        "milestone past the end": (
+            (*train, "--schedule.milestones", "[40]"),
+            ["[40]", "schedule.steps = 30"],
+        ),
+        "batch does not divide": (
+            ("train", "tiny.yaml", "--workers-per-node", 5, "--run-dir", "run"),
+            ["batch.global = 48", "5 workers", "50"],
+        ),
         "no beton": ((*train, "--data.dir", "nowhere"), ["nowhere", "dist-resnet prepare shapes"]),
-        "another data set": ((*train, "--data.dataset", "cifar100"), ["holds shapes (10 classes)", "cifar100"]),
-        "more workers than GPUs": ((*train, "--train.device", "cuda"), ["2", "GPUs", "--train.device cpu"]),
+        "another data set": (
+            (*train, "--data.dataset", "cifar100"),
+            ["holds shapes (10 classes)", "cifar100"],
+        ),
+        "more workers than GPUs": (
+            (*train, "--train.device", "cuda"),
+            ["2", "GPUs", "--train.device cpu"],
+        ),
         "no such configuration": (("train", "none.yaml"), ["none.yaml", "configs/"]),
-        "no such cluster file": ((*train, "--cluster", "moon.yaml"), ["moon.yaml", "local, debug, slurm"]),
+        "no such cluster file": (
+            (*train, "--cluster", "moon.yaml"),
+            ["moon.yaml", "local, debug, slurm"],
+        ),
         "nodes without a cluster": ((*train, "--nodes", 2), ["--nodes 2", "--cluster slurm"]),
         "evaluate nothing": (("evaluate", "nowhere"), ["nowhere", "config.yaml"]),
         "compare nothing": (("compare", "nowhere"), ["nowhere", "config.yaml"]),
-        "betons are there": (("prepare", "shapes", "--out", shapes_dir), ["already holds", "--force"]),
+        "betons are there": (
+            ("prepare", "shapes", "--out", shapes_dir),
+            ["already holds", "--force"],
+        ),
         "imagefolder without a source": (("prepare", "imagefolder"), ["--source"]),
     }
 
@@ -51,56 +91,124 @@ def test_a_mistake_is_told_in_one_line(cli, config_path, shapes_dir, name):
     words, parts = mistakes(shapes_dir)[name]
     code, output = cli(*words, timeout=60)
     assert code == 1, output
-    assert len(output.splitlines()) == 1 and ": error: " in output and "Traceback" not in output, output
+    assert len(output.splitlines()) == 1 and ": error: " in output and "Traceback" not in output, (
+        output
+    )
     for part in parts:
         assert part in output
 
 
-@pytest.mark.parametrize("damage, part", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-24]), "truncated"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-24] + bytes(24)), "corrupted or foreign"),
-])
-def test_a_damaged_beton_ends_the_training_before_it_starts(cli, config_path, shapes_dir, damage, part):
+@pytest.mark.parametrize(
+    "damage, part",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-24]), "truncated"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-24] + bytes(24)),
+            "corrupted or foreign",
+        ),
+    ],
+)
+def test_a_damaged_beton_ends_the_training_before_it_starts(
+    cli, config_path, shapes_dir, damage, part
+):
     copy = shutil.copytree(shapes_dir, cli.directory / "copy")
     damage(copy / "train.beton")
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--data.dir", copy)
-    assert code == 1 and part in output and "dist-resnet prepare shapes" in output and "Traceback" not in output, output
+    code, output = cli(
+        "train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--data.dir", copy
+    )
+    assert (
+        code == 1
+        and part in output
+        and "dist-resnet prepare shapes" in output
+        and "Traceback" not in output
+    ), output
 
 
 def test_a_run_dir_of_another_configuration(cli, config_path):
-    words = ("train", "tiny.yaml", "--run-dir", "run", "--train.max_steps", "2", "--cluster", "debug")
+    words = (
+        "train",
+        "tiny.yaml",
+        "--run-dir",
+        "run",
+        "--train.max_steps",
+        "2",
+        "--cluster",
+        "debug",
+    )
     assert cli(*words)[0] == 0
     code, output = cli(*words, "--optim.lr", "0.3", timeout=60)
-    assert code == 1 and len(output.splitlines()) == 1 and "optim.lr 0.05 there, 0.3 here" in output, output
+    assert (
+        code == 1 and len(output.splitlines()) == 1 and "optim.lr 0.05 there, 0.3 here" in output
+    ), output
 
 
 def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config_path):
-    """Rank 1 alone fails: it finds no room for its checkpoint directory's sibling, here a sabotaged module."""
+    """Rank 1 alone fails: it finds no room for its checkpoint directory's sibling, here a sabotaged
+    module."""
     (cli.directory / "sitecustomize.py").write_text(
         "import os\nif os.environ.get('SUBMITIT_LOCAL_GLOBALID') == '1':\n"
-        "    import dist_resnet.schedule as s\n    def plan(*a): raise OSError('sabotage')\n    s.plan = plan\n")
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", PYTHONPATH=f"{cli.directory}:{ROOT}")
-    assert code == 1 and "worker of rank 1 failed" in output and "OSError: sabotage" in output and "its log: " in output, output
+        "    import dist_resnet.config.schedule as s\n    def plan(*a): raise "
+        "OSError('sabotage')\n    s.plan = plan\n"
+    )
+    code, output = cli(
+        "train",
+        "tiny.yaml",
+        "--workers-per-node",
+        2,
+        "--run-dir",
+        "run",
+        PYTHONPATH=f"{cli.directory}:{ROOT}",
+    )
+    assert (
+        code == 1
+        and "worker of rank 1 failed" in output
+        and "OSError: sabotage" in output
+        and "its log: " in output
+    ), output
 
 
 def test_compare_sorts_runs_and_shows_what_differs(cli, config_path):
     for lr in ("0.05", "0.0001"):
-        code, output = cli("train", "tiny.yaml", "--run-dir", f"lr{lr}", "--train.max_steps", "20", "--optim.lr", lr, "--cluster", "debug")
+        code, output = cli(
+            "train",
+            "tiny.yaml",
+            "--run-dir",
+            f"lr{lr}",
+            "--train.max_steps",
+            "20",
+            "--optim.lr",
+            lr,
+            "--cluster",
+            "debug",
+        )
         assert code == 0, output
     code, output = cli("compare", "lr0.0001", "lr0.05")
     assert code == 0 and "optim.lr" in output and "optim.momentum" not in output, output
     assert (cli.directory / "compare.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("message, whose", [
-    ("RuntimeError: [/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5", None),
-    ("torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1", None),
-    ("RuntimeError: Timed out waiting 60000ms for recv operation to complete", None),
-    ("RuntimeError: the data loader has delivered nothing for 120 s (data.timeout_s): is the file system that holds the betons stalled?", 1),
-    ("TimeoutError: [Errno 110] Connection timed out: 'metrics.jsonl'", 1),
-])
+@pytest.mark.parametrize(
+    "message, whose",
+    [
+        (
+            "RuntimeError: [/gloo/transport/tcp/pair.cc:534] Connection closed by peer "
+            "[127.0.0.1]:5",
+            None,
+        ),
+        ("torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1", None),
+        ("RuntimeError: Timed out waiting 60000ms for recv operation to complete", None),
+        (
+            "RuntimeError: the data loader has delivered nothing for 120 s (data.timeout_s): is "
+            "the file system that holds the betons stalled?",
+            1,
+        ),
+        ("TimeoutError: [Errno 110] Connection timed out: 'metrics.jsonl'", 1),
+    ],
+)
 def test_an_error_of_a_lost_companion_is_nobodys_own(tmp_path, message, whose):
     """Rank 0 ended without a word; rank 1 with this."""
-    (tmp_path / "7_1_result.pkl").write_bytes(pickle.dumps(("error", f"Traceback (most recent call last):\n  ...\n{message}\n")))
+    (tmp_path / "7_1_result.pkl").write_bytes(
+        pickle.dumps(("error", f"Traceback (most recent call last):\n  ...\n{message}\n"))
+    )
     failure = verdict.first_failure(tmp_path, "7", 2)
     assert (failure.rank, failure.exception is None) == ((0, True) if whose is None else (1, False))

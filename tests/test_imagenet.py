@@ -6,30 +6,70 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import assert_identical
 from numba import njit
 from PIL import Image
+from test_training import curves, evaluate_with, without_last_checkpoint
 from torchvision.transforms import RandomResizedCrop
 
-from conftest import assert_identical
-from dist_resnet import stream
-from dist_resnet.data import betons, manifest, sources
+from dist_resnet.data import manifest, sampling
 from dist_resnet.data.decoders import crop_box
-from dist_resnet.data.encoding import Encoding
-from dist_resnet.data.streaming import Resize, StreamingLoader
-from dist_resnet.tracking import read_metrics
-from test_training import curves, evaluate_with, without_last_checkpoint
+from dist_resnet.data.streaming_loader import Resize, StreamingLoader
+from dist_resnet.prepare import betons, sources
+from dist_resnet.prepare.encoding import Encoding
+from dist_resnet.tracking.tracker import read_metrics
 
 CPU = torch.device("cpu")
-SETTINGS = ("--model.family", "imagenet", "--model.name", "resnet50", "--model.width", 1, "--model.zero_init_last_gamma", "true",
-            "--data.dir", "odd", "--data.dataset", "odd", "--data.resolution", 48, "--data.min_resolution", 32, "--data.eval_resolution", 64, "--data.pad", 0, "--data.order", "quasi_random",
-            "--data.window_pages", 2, "--batch.global", 48, "--schedule.steps", 8, "--schedule.milestones", "[6]", "--train.max_steps", 8,
-            "--train.log_every", "1 step", "--train.evaluate_every", "4 steps", "--train.checkpoint_every", "3 steps", "--train.eval_batch", 16,
-            "--workers-per-node", 2)
+SETTINGS = (
+    "--model.family",
+    "imagenet",
+    "--model.name",
+    "resnet50",
+    "--model.width",
+    1,
+    "--model.zero_init_last_gamma",
+    "true",
+    "--data.dir",
+    "odd",
+    "--data.dataset",
+    "odd",
+    "--data.resolution",
+    48,
+    "--data.min_resolution",
+    32,
+    "--data.eval_resolution",
+    64,
+    "--data.pad",
+    0,
+    "--data.order",
+    "quasi_random",
+    "--data.window_pages",
+    2,
+    "--batch.global",
+    48,
+    "--schedule.steps",
+    8,
+    "--schedule.milestones",
+    "[6]",
+    "--train.max_steps",
+    8,
+    "--train.log_every",
+    "1 step",
+    "--train.evaluate_every",
+    "4 steps",
+    "--train.checkpoint_every",
+    "3 steps",
+    "--train.eval_batch",
+    16,
+    "--workers-per-node",
+    2,
+)
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """240 training and 70 test images of five classes, 24 to 130 pixels a side, RGB, grayscale and CMYK."""
+    """240 training and 70 test images of five classes, 24 to 130 pixels a side, RGB, grayscale and
+    CMYK."""
     root = tmp_path_factory.mktemp("imagenet")
     rng = np.random.default_rng(0)
     for split, count in (("train", 240), ("test", 70)):
@@ -37,8 +77,12 @@ def tree(tmp_path_factory):
             path = root / f"tree/{split}/n{i % 5:02d}/{i:04d}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
             height, width = rng.integers(24, 131, 2)
-            pixels = np.clip(rng.normal(40 * (i % 5) + 40, 30, (height, width, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).convert(("RGB", "L", "CMYK")[rng.integers(3)]).save(path, "JPEG", quality=95)
+            pixels = np.clip(rng.normal(40 * (i % 5) + 40, 30, (height, width, 3)), 0, 255).astype(
+                np.uint8
+            )
+            Image.fromarray(pixels).convert(("RGB", "L", "CMYK")[rng.integers(3)]).save(
+                path, "JPEG", quality=95
+            )
     betons.prepare(sources.imagefolder("odd", root / "tree", Encoding("auto")), root / "odd", 0, 0)
     return root
 
@@ -50,7 +94,12 @@ def collect(loader, ids, epoch):
 
 def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(tree):
     path = tree / "odd/train.beton"
-    one, two = (StreamingLoader(path, 32, CPU, resize=Resize(lambda epoch: 40, seed=1, area=(0.08, 1.0)), threads=n) for n in (1, 2))
+    one, two = (
+        StreamingLoader(
+            path, 32, CPU, resize=Resize(lambda epoch: 40, seed=1, area=(0.08, 1.0)), threads=n
+        )
+        for n in (1, 2)
+    )
     ids = np.random.default_rng(0).permutation(240)
     images, labels = collect(one, ids, 3)
     assert images.shape == (240, 3, 40, 40) and torch.bincount(labels).tolist() == [48] * 5
@@ -61,30 +110,63 @@ def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(tree):
 
 def test_crop_boxes_are_distributed_as_torchvisions():
     box, image = njit(crop_box), torch.empty(3, 375, 500)
-    draws = stream.mix(np.arange(10_000, dtype=np.uint64))
+    draws = sampling.mix(np.arange(10_000, dtype=np.uint64))
     ours = np.array([box(375, 500, draw, 0.08, 1.0) for draw in draws])
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(10_000)])
-    assert (ours >= 0).all() and (ours[:, 0] + ours[:, 2] <= 375).all() and (ours[:, 1] + ours[:, 3] <= 500).all()
-    for figure in (lambda t, l, h, w: h * w / (375 * 500), lambda t, l, h, w: np.log(w / h), lambda t, l, h, w: t / 375, lambda t, l, h, w: l / 500):
-        a, b = (np.quantile(figure(*boxes.T), np.linspace(0.05, 0.95, 10)) for boxes in (ours, theirs))
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(10_000)]
+    )
+    assert (
+        (ours >= 0).all()
+        and (ours[:, 0] + ours[:, 2] <= 375).all()
+        and (ours[:, 1] + ours[:, 3] <= 500).all()
+    )
+    for figure in (
+        lambda t, l, h, w: h * w / (375 * 500),
+        lambda t, l, h, w: np.log(w / h),
+        lambda t, l, h, w: t / 375,
+        lambda t, l, h, w: l / 500,
+    ):
+        a, b = (
+            np.quantile(figure(*boxes.T), np.linspace(0.05, 0.95, 10)) for boxes in (ours, theirs)
+        )
         assert np.abs(a - b).max() < 0.03  # five standard deviations or so
-    assert tuple(box(10, 1000, np.uint64(5), 1.0, 1.0)) == (0, 493, 10, 13)  # nothing fits: the largest central box
+    assert tuple(box(10, 1000, np.uint64(5), 1.0, 1.0)) == (
+        0,
+        493,
+        10,
+        13,
+    )  # nothing fits: the largest central box
 
 
 def test_quasi_random_order_reads_page_after_page():
     pages = np.repeat(np.arange(20), 50)
-    order = stream.quasi_random_order(1, 0, pages, window=4)
+    order = sampling.quasi_random_order(1, 0, pages, window=4)
     assert np.array_equal(np.sort(order), np.arange(1000))
     for k in range(5):  # every window of 200 samples holds four whole pages, mixed
-        assert len(set(pages[order[200 * k : 200 * (k + 1)]])) == 4 and len(set(pages[order[200 * k : 200 * k + 30]])) == 4
-    assert not np.array_equal(order, stream.quasi_random_order(1, 1, pages, 4))
-    assert np.array_equal(stream.quasi_random_order(1, 0, pages, 20), stream.epoch_order(1, 0, 1000))
+        assert (
+            len(set(pages[order[200 * k : 200 * (k + 1)]])) == 4
+            and len(set(pages[order[200 * k : 200 * k + 30]])) == 4
+        )
+    assert not np.array_equal(order, sampling.quasi_random_order(1, 1, pages, 4))
+    assert np.array_equal(
+        sampling.quasi_random_order(1, 0, pages, 20), sampling.epoch_order(1, 0, 1000)
+    )
 
 
 def test_pages_are_read_ahead_without_the_systems_cache(tree):
     path = tree / "odd/train.beton"
-    cached, paged = (StreamingLoader(path, 32, CPU, resize=Resize(lambda epoch: 40, seed=1, area=(0.08, 1.0)), threads=1, os_cache=c) for c in (True, False))
-    order = stream.quasi_random_order(1, 0, paged.pages, 1)
+    cached, paged = (
+        StreamingLoader(
+            path,
+            32,
+            CPU,
+            resize=Resize(lambda epoch: 40, seed=1, area=(0.08, 1.0)),
+            threads=1,
+            os_cache=c,
+        )
+        for c in (True, False)
+    )
+    order = sampling.quasi_random_order(1, 0, paged.pages, 1)
     assert torch.equal(collect(cached, order, 0)[0], collect(paged, order, 0)[0])
 
 
@@ -94,10 +176,16 @@ def test_resnet50_trains_evaluates_exactly_and_resumes_exactly(tree, cli, config
     assert code == 0, output
     run_dir = cli.directory / "run"
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["steps"], summary["model"], summary["parameters"]) == (8, "resnet50", 25_557_032 - 1000 * 2049 + 5 * 2049)
+    assert (summary["steps"], summary["model"], summary["parameters"]) == (
+        8,
+        "resnet50",
+        25_557_032 - 1000 * 2049 + 5 * 2049,
+    )
     expected = [r for r in read_metrics(run_dir) if "test/top1" in r][-1]
     found = evaluate_with(3, run_dir, cli)
-    assert found["samples"] == 70 and found["top1"] * 70 == pytest.approx(round(expected["test/top1"] * 70), abs=1e-9)
+    assert found["samples"] == 70 and found["top1"] * 70 == pytest.approx(
+        round(expected["test/top1"] * 70), abs=1e-9
+    )
     without_last_checkpoint(run_dir, cli.directory / "again", lambda path: path.unlink())
     code, output = cli("train", "tiny.yaml", *SETTINGS, "--run-dir", "again")
     assert code == 0 and "resuming at step 6" in output, output
@@ -106,5 +194,18 @@ def test_resnet50_trains_evaluates_exactly_and_resumes_exactly(tree, cli, config
 
 
 def test_images_of_different_sizes_need_a_resolution(tree, cli, config_path):
-    code, output = cli("train", "tiny.yaml", "--data.dir", tree / "odd", "--data.dataset", "odd", "--workers-per-node", 1)
-    assert code == 1 and "set --data.resolution" in output and manifest.load(tree / "odd").shape is None
+    code, output = cli(
+        "train",
+        "tiny.yaml",
+        "--data.dir",
+        tree / "odd",
+        "--data.dataset",
+        "odd",
+        "--workers-per-node",
+        1,
+    )
+    assert (
+        code == 1
+        and "set --data.resolution" in output
+        and manifest.load(tree / "odd").shape is None
+    )

@@ -4,17 +4,27 @@ import pytest
 import torch
 from torch import nn
 
-from dist_resnet import models, optim
-from dist_resnet.config import Model, Optim
+from dist_resnet import models
+from dist_resnet.config import CifarModel, ImagenetModel, Optim
 from dist_resnet.models import cifar
+from dist_resnet.training import optim
 
 
 def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("depth, parameters", [
-    (20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962), (1202, 19_421_274)])
+@pytest.mark.parametrize(
+    "depth, parameters",
+    [
+        (20, 269_722),
+        (32, 464_154),
+        (44, 658_586),
+        (56, 853_018),
+        (110, 1_727_962),
+        (1202, 19_421_274),
+    ],
+)
 def test_parameter_counts_are_the_papers(depth, parameters):
     model = getattr(cifar, f"resnet{depth}")()
     assert count(model) == parameters
@@ -22,38 +32,51 @@ def test_parameter_counts_are_the_papers(depth, parameters):
     assert len(weighted) == depth
 
 
-@pytest.mark.parametrize("settings, parameters", [
-    (dict(shortcut="B"), 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),
-    (dict(bn="first"), 269_722 - 2 * 3 * (16 + 32 + 64) + 3 * (16 + 32 + 64)),  # a bias in place of gamma and beta
-    (dict(block_order="bn_after_add"), 269_722),
-    (dict(block_order="no_final_relu"), 269_722),
-])
+@pytest.mark.parametrize(
+    "settings, parameters",
+    [
+        (dict(shortcut="B"), 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),
+        (
+            dict(bn="first"),
+            269_722 - 2 * 3 * (16 + 32 + 64) + 3 * (16 + 32 + 64),
+        ),  # a bias in place of gamma and beta
+        (dict(block_order="bn_after_add"), 269_722),
+        (dict(block_order="no_final_relu"), 269_722),
+    ],
+)
 def test_variants_of_resnet20(settings, parameters):
-    assert count(cifar.build(Model(name="resnet20", **settings))) == parameters
+    assert count(cifar.build(CifarModel(name="resnet20", **settings))) == parameters
 
 
 def test_wide_resnet_28_10_has_the_published_36_5_million():
-    """Zagoruyko and Komodakis 2016, table 1; their depth counts the projections: 28 = 6 * 4 + 4, here 26 = 6 * 4 + 2."""
-    wide = cifar.build(Model(name="resnet26", width=10, block_order="preact", shortcut="B"))
+    """Zagoruyko and Komodakis 2016, table 1; their depth counts the projections: 28 = 6 * 4 + 4,
+    here 26 = 6 * 4 + 2."""
+    wide = cifar.build(CifarModel(name="resnet26", width=10, block_order="preact", shortcut="B"))
     assert 36.4e6 < count(wide) < 36.6e6
 
 
 def test_bottleneck_preact_resnet_164_has_the_published_1_7_million():
     """He et al. 2016, table 4."""
-    model = cifar.build(Model(name="resnet164", block="bottleneck", block_order="preact", shortcut="B"))
+    model = cifar.build(
+        CifarModel(name="resnet164", block="bottleneck", block_order="preact", shortcut="B")
+    )
     assert 1.68e6 < count(model) < 1.72e6
 
 
 def test_shortcut_a_subsamples_and_pads_with_zeros():
     x = torch.arange(2 * 16 * 8 * 8.0).view(2, 16, 8, 8)
     y = cifar.Shortcut(16, 2)(x)
-    assert torch.equal(y[:, :16], x[:, :, ::2, ::2]) and y.shape == (2, 32, 4, 4) and not y[:, 16:].any()
+    assert (
+        torch.equal(y[:, :16], x[:, :, ::2, ::2])
+        and y.shape == (2, 32, 4, 4)
+        and not y[:, 16:].any()
+    )
 
 
 @pytest.mark.parametrize("order", ["paper", "bn_after_add", "no_final_relu", "preact"])
 def test_block_orders_differ_where_they_say(order):
     torch.manual_seed(0)
-    block = cifar.Block(Model(block_order=order), 4, [(3, 4), (3, 4)], stride=1).eval()
+    block = cifar.Block(CifarModel(block_order=order), 4, [(3, 4), (3, 4)], stride=1).eval()
     with torch.no_grad():
         for norm in block.norms:
             norm.running_mean.fill_(0.3), norm.running_var.fill_(2.0), norm.bias.fill_(0.1)
@@ -70,27 +93,44 @@ def test_block_orders_differ_where_they_say(order):
 
 @pytest.mark.parametrize("order", ["paper", "bn_after_add", "no_final_relu", "preact"])
 def test_zero_initialised_branches_still_learn(order):
-    model = cifar.build(Model(name="resnet8", block_order=order, zero_init_last_gamma=True))
+    model = cifar.build(CifarModel(name="resnet8", block_order=order, zero_init_last_gamma=True))
     model(torch.randn(4, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    last = model.blocks[0].norms[-1].weight if order in ("paper", "no_final_relu") else model.blocks[0].convs[-1].weight
+    last = (
+        model.blocks[0].norms[-1].weight
+        if order in ("paper", "no_final_relu")
+        else model.blocks[0].convs[-1].weight
+    )
     assert not last.any() and last.grad.any()
 
 
 @pytest.mark.parametrize("name, parameters", [("resnet18", 11_689_512), ("resnet50", 25_557_032)])
 def test_imagenet_networks_are_torchvisions(name, parameters):
-    assert count(models.build(Model(family="imagenet", name=name), 1000)) == parameters
+    assert count(models.build(ImagenetModel(name=name), 1000)) == parameters
 
 
 def test_cifar_stem_keeps_the_resolution():
-    model = models.build(Model(family="imagenet", name="resnet18", stem="cifar"), 10)
+    model = models.build(ImagenetModel(name="resnet18", stem="cifar"), 10)
     assert model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)
 
 
 def test_weight_decay_can_leave_out_vectors():
     model = cifar.resnet20()
     for everywhere, expected in ((True, 1e-4), (False, 0.0)):
-        weights, gammas, biases = optim.parameter_groups(Optim(decay_norm_and_bias=everywhere), model)
-        assert weights["weight_decay"] == 1e-4 and gammas["weight_decay"] == biases["weight_decay"] == expected
-        assert sum(p.numel() for p in gammas["params"] + biases["params"]) == sum(
-            p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()) + 10
+        weights, gammas, biases = optim.parameter_groups(
+            Optim(decay_norm_and_bias=everywhere), model
+        )
+        assert (
+            weights["weight_decay"] == 1e-4
+            and gammas["weight_decay"] == biases["weight_decay"] == expected
+        )
+        assert (
+            sum(p.numel() for p in gammas["params"] + biases["params"])
+            == sum(
+                p.numel()
+                for m in model.modules()
+                if isinstance(m, nn.BatchNorm2d)
+                for p in m.parameters()
+            )
+            + 10
+        )

@@ -11,10 +11,13 @@ import sys
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from dist_resnet.page import POINTS, Row, page
+from dist_resnet.reports.page import POINTS, Row, page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-HOSTILE = """</script><img src=x onerror="document.title='injected'"> & 'quotes' {{data}} <!-- \u2028 \u00fcml\u00e4ut"""
+HOSTILE = (
+    """</script><img src=x onerror="document.title='injected'"> & 'quotes' """
+    "{{data}} <!-- \u2028 \u00fcml\u00e4ut"
+)
 COLUMNS = ["optim.lr", "scaling.milestones", "top-1", "images/s"]
 
 
@@ -25,7 +28,11 @@ def chromium() -> str:
         print("installing chromium", file=sys.stderr, flush=True)
         apt = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
         subprocess.run([*apt, "update"], check=True)
-        subprocess.run([*apt, "install", "-y", "--no-install-recommends", "chromium"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*apt, "install", "-y", "--no-install-recommends", "chromium"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return next(filter(None, map(shutil.which, NAMES)))
 
 
@@ -40,7 +47,8 @@ def browser():
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Opens a page of rows; at the end, whatever was done to it, it has made no request and no error."""
+    """Opens a page of rows; at the end, whatever was done to it, it has made no request and no
+    error."""
     context = browser.new_context(viewport={"width": 1300, "height": 1000})
     context.set_offline(True)
     tab, requests, errors = context.new_page(), [], []
@@ -61,19 +69,35 @@ def show(browser, tmp_path):
 
 
 def sweep() -> list[Row]:
-    """Four runs; the third is not complete and has no result yet. Sorted as words, the speeds would be in another order."""
-    values = [(0.1, "[20]", 0.91, 9_800), (0.4, "[20]", 0.87, 10_100.5), (0.1, "[30]", None, None), (0.4, "[30]", 0.9321, 101)]
-    return [Row(f"run{i}", dict(zip(COLUMNS, cells)), _curves(i), complete=cells[2] is not None) for i, cells in enumerate(values)]
+    """Four runs; the third is not complete and has no result yet. Sorted as words, the speeds would
+    be in another order."""
+    values = [
+        (0.1, "[20]", 0.91, 9_800),
+        (0.4, "[20]", 0.87, 10_100.5),
+        (0.1, "[30]", None, None),
+        (0.4, "[30]", 0.9321, 101),
+    ]
+    return [
+        Row(f"run{i}", dict(zip(COLUMNS, cells)), _curves(i), complete=cells[2] is not None)
+        for i, cells in enumerate(values)
+    ]
 
 
 def _curves(i: int) -> dict[str, list[tuple[int, float]]]:
     final = 0.9 + i / 100
-    return {"train/loss": [(s, 2 / s + i / 10) for s in range(1, 61)], "test/loss": [(30, 1.0 + i / 10), (60, 0.5 + i / 10)],
-            "train/top1": [(s, s / 65) for s in range(1, 61)], "test/top1": [(30, 0.4 + i / 10), (60, final)], "lr": [(1, 0.1), (60, 0.01)]}
+    return {
+        "train/loss": [(s, 2 / s + i / 10) for s in range(1, 61)],
+        "test/loss": [(30, 1.0 + i / 10), (60, 0.5 + i / 10)],
+        "train/top1": [(s, s / 65) for s in range(1, 61)],
+        "test/top1": [(30, 0.4 + i / 10), (60, final)],
+        "lr": [(1, 0.1), (60, 0.01)],
+    }
 
 
 def names(tab) -> list[str]:
-    return [text.removesuffix("not complete") for text in tab.locator("tbody th").all_text_contents()]
+    return [
+        text.removesuffix("not complete") for text in tab.locator("tbody th").all_text_contents()
+    ]
 
 
 def curve(tab, name: str, part: str = "test"):
@@ -85,10 +109,14 @@ def curve(tab, name: str, part: str = "test"):
 def hover(tab, path, share: float = 1.0) -> None:
     """Move the mouse onto the path: to its last point, or to a share of its length."""
     path.scroll_into_view_if_needed()
-    x, y = path.evaluate("""(path, share) => {
-        const point = path.getPointAtLength(share * path.getTotalLength()).matrixTransform(path.getScreenCTM());
+    x, y = path.evaluate(
+        """(path, share) => {
+        const point = path.getPointAtLength(share *
+        path.getTotalLength()).matrixTransform(path.getScreenCTM());
         return [point.x, point.y];
-    }""", share)
+    }""",
+        share,
+    )
     tab.mouse.move(x, y)
 
 
@@ -97,15 +125,27 @@ def test_table_sorts_numbers_and_keeps_unknown_values_last(show):
     assert tab.title() == "A sweep"
     assert names(tab) == ["run3", "run0", "run1", "run2"]
     expect(tab.locator("thead th", has_text="top-1")).to_have_attribute("aria-sort", "descending")
-    assert tab.locator("tbody tr").first.locator("td").all_text_contents()[1:] == ["0.4", "[30]", "93.21 %", "101"]
-    assert tab.locator("tbody tr", has_text="not complete").locator("th").text_content().startswith("run2")
+    assert tab.locator("tbody tr").first.locator("td").all_text_contents()[1:] == [
+        "0.4",
+        "[30]",
+        "93.21 %",
+        "101",
+    ]
+    assert (
+        tab.locator("tbody tr", has_text="not complete")
+        .locator("th")
+        .text_content()
+        .startswith("run2")
+    )
     speed = tab.get_by_role("button", name="images/s")
     speed.click()
     assert names(tab) == ["run3", "run0", "run1", "run2"]
     speed.click()
     assert names(tab) == ["run1", "run0", "run3", "run2"]
     assert tab.locator("[aria-sort]").count() == 1
-    expect(tab.locator("thead th", has_text="images/s")).to_have_attribute("aria-sort", "descending")
+    expect(tab.locator("thead th", has_text="images/s")).to_have_attribute(
+        "aria-sort", "descending"
+    )
 
 
 def test_hover_names_the_nearest_point_and_highlights_its_run(show):
@@ -127,7 +167,11 @@ def test_panels_of_metrics_thin_training_and_logarithm(show):
     chart = tab.locator("figure").first
     expect(curve(tab, "run0", "train")).to_have_class("run thin")
     expect(curve(tab, "run0")).to_have_class("run bold")
-    assert chart.get_by_role("combobox").locator("option").all_text_contents() == ["top-1 error, %", "loss", "lr"]
+    assert chart.get_by_role("combobox").locator("option").all_text_contents() == [
+        "top-1 error, %",
+        "loss",
+        "lr",
+    ]
     chart.get_by_role("combobox").select_option("loss")
     logarithmic = curve(tab, "run0").get_attribute("d")
     chart.get_by_label("log y").uncheck()
@@ -150,10 +194,22 @@ def test_a_hidden_run_is_drawn_nowhere(show):
 
 def test_parallel_coordinates_scales_and_hover(show):
     rates = [0.001, 0.01, 0.1]
-    rows = [Row(f"run{i}", {"optim.lr": lr, "bn": i == 2, "top-1": 0.9 + i / 100}, {}) for i, lr in enumerate(rates)]
+    rows = [
+        Row(f"run{i}", {"optim.lr": lr, "bn": i == 2, "top-1": 0.9 + i / 100}, {})
+        for i, lr in enumerate(rates)
+    ]
     tab = show(rows, changed=["optim.lr", "bn"])
     ticks = tab.locator("#parallel .tick")
-    assert ticks.all_text_contents() == ["0.001", "0.01", "0.1", "false", "true", "90.00 %", "91.00 %", "92.00 %"]
+    assert ticks.all_text_contents() == [
+        "0.001",
+        "0.01",
+        "0.1",
+        "false",
+        "true",
+        "90.00 %",
+        "91.00 %",
+        "92.00 %",
+    ]
     low, middle, high = [float(ticks.nth(i).get_attribute("y")) for i in range(3)]
     assert low - middle == pytest.approx(middle - high)  # logarithmic
     hover(tab, tab.locator("#parallel .reach").first, 0.3)

@@ -1,12 +1,13 @@
-"""The learning rate at every boundary, under both milestone policies, against the papers' numbers."""
+"""The learning rate at every boundary, under both milestone policies, against the papers'
+numbers."""
 
 import math
 
 import pytest
-
 from conftest import ROOT
-from dist_resnet import config_file
-from dist_resnet.schedule import plan
+
+from dist_resnet.config import config_file
+from dist_resnet.config.schedule import plan
 
 N = 50_000
 
@@ -43,18 +44,36 @@ def test_steps_policy_keeps_milestones_at_any_batch(rule, factor):
 def test_samples_policy_keeps_the_number_of_images():
     p = derive(64, "--scaling.milestones", "samples", config="resnet110")
     assert p.global_batch == 8192 and p.milestones == (500, 750) and p.last_step == 1000
-    assert [m * p.global_batch for m in (*p.milestones, p.last_step)] == [4_096_000, 6_144_000, 8_192_000]
+    assert [m * p.global_batch for m in (*p.milestones, p.last_step)] == [
+        4_096_000,
+        6_144_000,
+        8_192_000,
+    ]
     assert p.warmup_steps == round(400 / 64)
-    assert p.lr_at(499) == pytest.approx(6.4) and p.lr_at(500) == pytest.approx(0.64) and p.lr_at(750) == pytest.approx(0.064)
+    assert (
+        p.lr_at(499) == pytest.approx(6.4)
+        and p.lr_at(500) == pytest.approx(0.64)
+        and p.lr_at(750) == pytest.approx(0.064)
+    )
 
 
 def test_a_smaller_batch_than_the_references_takes_more_steps_for_the_same_images():
     p = derive(1, "--batch.per_worker", "64", "--scaling.milestones", "samples")
-    assert (p.k, p.milestones, p.last_step) == (0.5, (64000, 96000), 128000) and p.lr_at(0) == pytest.approx(0.05)
+    assert (p.k, p.milestones, p.last_step) == (0.5, (64000, 96000), 128000) and p.lr_at(
+        0
+    ) == pytest.approx(0.05)
 
 
 def test_linear_warmup_reaches_the_peak():
-    p = derive(2, "--schedule.warmup", "linear", "--schedule.warmup_length", "100 steps", "--schedule.warmup_lr", "0.02")
+    p = derive(
+        2,
+        "--schedule.warmup",
+        "linear",
+        "--schedule.warmup_length",
+        "100 steps",
+        "--schedule.warmup_lr",
+        "0.02",
+    )
     rates = [p.lr_at(s) for s in range(101)]
     assert rates[0] == pytest.approx(0.04 + (0.2 - 0.04) / 100) and rates[49] == pytest.approx(0.12)
     assert rates[99] == rates[100] == pytest.approx(0.2) and rates == sorted(rates)
@@ -67,8 +86,14 @@ def test_warmup_in_epochs_of_the_recipe():
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
 def test_decay_to_zero(decay):
-    p = derive(1, "--schedule.decay", decay, "--schedule.milestones", "[]", "--schedule.steps", "1000")
-    assert p.lr_at(0) == 0.1 and p.lr_at(500) == pytest.approx(0.05) and p.lr_at(1000) == pytest.approx(0, abs=1e-12)
+    p = derive(
+        1, "--schedule.decay", decay, "--schedule.milestones", "[]", "--schedule.steps", "1000"
+    )
+    assert (
+        p.lr_at(0) == 0.1
+        and p.lr_at(500) == pytest.approx(0.05)
+        and p.lr_at(1000) == pytest.approx(0, abs=1e-12)
+    )
 
 
 def test_global_batch_is_split_over_the_workers():
@@ -86,7 +111,21 @@ def test_a_warmup_longer_than_the_schedule_is_refused():
 
 
 def test_periods_resolve_to_steps_once():
-    p = derive(1, "--train.evaluate_every", "0.5 epochs", "--train.log_every", "100 steps", "--train.max_steps", "1000")
-    assert (p.evaluate_every, p.log_every, p.checkpoint_every, p.last_step, p.schedule_steps) == (195, 100, 390, 1000, 64000)
+    p = derive(
+        1,
+        "--train.evaluate_every",
+        "0.5 epochs",
+        "--train.log_every",
+        "100 steps",
+        "--train.max_steps",
+        "1000",
+    )
+    assert (p.evaluate_every, p.log_every, p.checkpoint_every, p.last_step, p.schedule_steps) == (
+        195,
+        100,
+        390,
+        1000,
+        64000,
+    )
     assert [s for s in range(1, 1001) if p.evaluates_at(s)] == [195, 390, 585, 780, 975, 1000]
     assert p.logs_at(195) and p.saves_at(195) and not p.logs_at(196)

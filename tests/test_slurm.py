@@ -7,58 +7,108 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, Cli, assert_identical
+from frozen_bn import STEPS, FrozenBN
 from submitit import SlurmExecutor
 
-from conftest import ROOT, Cli, assert_identical
-from dist_resnet import config_file
-from dist_resnet.tracking import read_metrics
-from frozen_bn import STEPS, FrozenBN
-from launch import cluster as cluster_file
-from launch import follow, run_dir, slurm
+from dist_resnet.config import config_file
+from dist_resnet.tracking.tracker import read_metrics
+from launch.executors import cluster as cluster_file, follow, run_dir, slurm
 
 sys.path.insert(0, str(ROOT / "slurm"))
-from local_cluster import LocalCluster  # noqa: E402
-from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch  # noqa: E402
+from local_cluster import LocalCluster
+from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, LocalCluster(Path(folder), cpus=4) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        LocalCluster(Path(folder), cpus=4) as running,
+    ):
         yield running
 
 
 @pytest.fixture(scope="module")
 def overrides(shapes_dir):
     """A small network and short run in place of the recipe's."""
-    return [str(word) for word in (
-        "--model.name", "resnet8", "--model.width", 3, "--data.dir", shapes_dir, "--data.dataset", "shapes", "--batch.per_worker", "null",
-        "--batch.global", 48, "--train.max_steps", 30, "--train.log_every", "2 steps", "--train.evaluate_every", "10 steps",
-        "--train.checkpoint_every", "4 steps", "--tracking.wandb", "disabled")]
+    return [
+        str(word)
+        for word in (
+            "--model.name",
+            "resnet8",
+            "--model.width",
+            3,
+            "--data.dir",
+            shapes_dir,
+            "--data.dataset",
+            "shapes",
+            "--batch.per_worker",
+            "null",
+            "--batch.global",
+            48,
+            "--train.max_steps",
+            30,
+            "--train.log_every",
+            "2 steps",
+            "--train.evaluate_every",
+            "10 steps",
+            "--train.checkpoint_every",
+            "4 steps",
+            "--tracking.wandb",
+            "disabled",
+        )
+    ]
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, overrides):
     """The same run, uninterrupted, by four workers that the local launcher starts."""
     directory = tmp_path_factory.mktemp("straight")
-    code, output = Cli(directory)("train", ROOT / "configs/resnet110.yaml", *overrides, "--run-dir", "run", "--workers-per-node", 4)
+    code, output = Cli(directory)(
+        "train",
+        ROOT / "configs/resnet110.yaml",
+        *overrides,
+        "--run-dir",
+        "run",
+        "--workers-per-node",
+        4,
+    )
     assert code == 0, output
     return directory / "run"
 
 
 def test_it_runs_on_two_nodes_and_leaves_everything(cluster, overrides, straight, tmp_path):
-    """And its workers read copies of the betons on their node's own disk, which are gone afterwards."""
+    """And its workers read copies of the betons on their node's own disk, which are gone
+    afterwards."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    job = sbatch(cluster, tmp_path / "run", [*overrides, "--data.stage", "true", "--tracking.wandb", "offline"], TMPDIR=str(scratch))
+    job = sbatch(
+        cluster,
+        tmp_path / "run",
+        [*overrides, "--data.stage", "true", "--tracking.wandb", "offline"],
+        TMPDIR=str(scratch),
+    )
     job.wait_for_step(2)
     for node in ("n1", "n2"):
-        assert {p.name for p in scratch.glob(f"dist_resnet-{node}-*/*")} == {"manifest.json", "train.beton", "test.beton"}, job.log()
+        assert {p.name for p in scratch.glob(f"dist_resnet-{node}-*/*")} == {
+            "manifest.json",
+            "train.beton",
+            "test.beton",
+        }, job.log()
     assert job.wait_for_end() == "COMPLETED", job.log()
     assert not list(scratch.glob("dist_resnet-*"))
     summary = json.loads((job.run_dir / "summary.json").read_text())
-    assert (summary["world_size"], summary["steps"]) == (4, 30) and (job.run_dir / "curves.png").exists()
+    assert (summary["world_size"], summary["steps"]) == (4, 30) and (
+        job.run_dir / "curves.png"
+    ).exists()
     assert len(list(job.run_dir.glob("wandb/offline-run-*/run-*.wandb"))) == 1
-    assert {p.name.split("_")[1] for p in job.run_dir.glob("logs/*_log.out")} == {"0", "1", "2", "3"}
+    assert {p.name.split("_")[1] for p in job.run_dir.glob("logs/*_log.out")} == {
+        "0",
+        "1",
+        "2",
+        "3",
+    }
     assert_identical(straight, job.run_dir)
 
 
@@ -67,21 +117,32 @@ def test_preempted_it_requeues_and_ends_bit_identical(cluster, overrides, straig
     job.wait_for_step(random.randint(2, 20))
     cluster.command("scancel", "--signal=USR2", job.id)
     assert job.wait_for_end() == "COMPLETED", job.log()
-    assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log() and "resuming at step" in job.log()
+    assert (
+        job.field("Restarts") == "1"
+        and "preempted: saved at step" in job.log()
+        and "resuming at step" in job.log()
+    )
     assert_identical(straight, job.run_dir)
 
 
 def test_at_its_time_limit_it_saves_and_goes_on(cluster, overrides, straight, tmp_path):
-    """The signal comes while Python is starting. (A job of less than ten minutes always looks timed out to submitit.)"""
+    """The signal comes while Python is starting. (A job of less than ten minutes always looks timed
+    out to submitit.)"""
     job = sbatch(cluster, tmp_path / "run", overrides, "--time=9", "--signal=USR2@100")
     job.until(lambda: len(job.workers()) == 4, 60)
     reach_the_time_limit(job)
     assert job.wait_for_end() == "COMPLETED", job.log()
-    assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log() and "resuming at step" in job.log(), job.log()
+    assert (
+        job.field("Restarts") == "1"
+        and "preempted: saved at step" in job.log()
+        and "resuming at step" in job.log()
+    ), job.log()
     assert_identical(straight, job.run_dir)
 
 
-def test_a_killed_worker_ends_the_job_says_so_and_it_goes_on(cluster, overrides, straight, tmp_path):
+def test_a_killed_worker_ends_the_job_says_so_and_it_goes_on(
+    cluster, overrides, straight, tmp_path
+):
     job = sbatch(cluster, tmp_path / "run", overrides)
     job.wait_for_step(8)
     workers = job.workers()
@@ -89,30 +150,50 @@ def test_a_killed_worker_ends_the_job_says_so_and_it_goes_on(cluster, overrides,
     random.choice(workers).kill()
     assert job.wait_for_end() == "COMPLETED", job.log()
     assert job.field("Restarts") == "1"
-    assert "start 1 of job" in job.output.read_text() and "ended without a word" in job.output.read_text()
+    assert (
+        "start 1 of job" in job.output.read_text()
+        and "ended without a word" in job.output.read_text()
+    )
     assert_identical(straight, job.run_dir)
 
 
 def test_an_exception_is_told_with_rank_and_node_and_not_requeued(cluster, overrides, tmp_path):
-    job = sbatch(cluster, tmp_path / "run", [*overrides, "--schedule.warmup_lr", "1e30", "--train.precision", "fp32"])
+    job = sbatch(
+        cluster,
+        tmp_path / "run",
+        [*overrides, "--schedule.warmup_lr", "1e30", "--train.precision", "fp32"],
+    )
     assert job.wait_for_end() == "FAILED", job.log()
     told = job.output.read_text()
-    assert job.field("Restarts") == "0" and "not finite" in told and "rank" in told and " on n" in told, told
+    assert (
+        job.field("Restarts") == "0" and "not finite" in told and "rank" in told and " on n" in told
+    ), told
 
 
-def test_a_node_that_dies_costs_only_the_steps_since_the_checkpoint_and_fewer_nodes_go_on(cluster, overrides, straight, tmp_path):
+def test_a_node_that_dies_costs_only_the_steps_since_the_checkpoint_and_fewer_nodes_go_on(
+    cluster, overrides, straight, tmp_path
+):
     job = sbatch(cluster, tmp_path / "run", overrides)
     job.wait_for_step(8)
     kill_node(cluster, "n2", job)
     try:
-        assert job.wait_for_end(240, "NumNodes=1", "NumTasks=2", "NumCPUs=2") == "COMPLETED", job.log()
+        assert job.wait_for_end(240, "NumNodes=1", "NumTasks=2", "NumCPUs=2") == "COMPLETED", (
+            job.log()
+        )
     finally:
         revive_node(cluster, "n2")
     assert job.field("Restarts") == "1" and "(world size 4 before)" in job.log()
-    here, there = ({r["step"]: r["train/loss"] for r in read_metrics(d) if "lr" in r} for d in (job.run_dir, straight))
+    here, there = (
+        {r["step"]: r["train/loss"] for r in read_metrics(d) if "lr" in r}
+        for d in (job.run_dir, straight)
+    )
     assert here.keys() == there.keys() and len(here) == 15
-    assert [here[step] for step in (2, 4)] == [there[step] for step in (2, 4)]  # before it, bit for bit
-    assert list(here.values()) == pytest.approx(list(there.values()), rel=0.3)  # BN over 24 samples in place of 12
+    assert [here[step] for step in (2, 4)] == [
+        there[step] for step in (2, 4)
+    ]  # before it, bit for bit
+    assert list(here.values()) == pytest.approx(
+        list(there.values()), rel=0.3
+    )  # BN over 24 samples in place of 12
 
 
 def test_scancel_saves_and_ends_for_good(cluster, overrides, straight, tmp_path):
@@ -125,61 +206,141 @@ def test_scancel_saves_and_ends_for_good(cluster, overrides, straight, tmp_path)
     assert_identical(straight, job.run_dir)
 
 
-def test_from_a_cluster_file_with_a_worker_that_hangs(cluster, overrides, straight, tmp_path, monkeypatch):
+def test_from_a_cluster_file_with_a_worker_that_hangs(
+    cluster, overrides, straight, tmp_path, monkeypatch
+):
     """`--wait` shows the log, starts the requeue at once, and ends as the job does."""
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    (tmp_path / "here.yaml").write_text("{gpus_per_node: 2, cpus_per_task: 1, time: 10, setup: [export GREETING=hello, echo $GREETING]}")
+    (tmp_path / "here.yaml").write_text(
+        "{gpus_per_node: 2, cpus_per_task: 1, time: 10, setup: [export GREETING=hello, echo "
+        "$GREETING]}"
+    )
     cli = Cli(tmp_path)
-    waiting = cli.start("train", ROOT / "configs/resnet110.yaml", *overrides, "--train.timeout_s", 25, "--run-dir", tmp_path / "run",
-                        "--cluster", "here.yaml", "--nodes", 2, "--wait")
+    waiting = cli.start(
+        "train",
+        ROOT / "configs/resnet110.yaml",
+        *overrides,
+        "--train.timeout_s",
+        25,
+        "--run-dir",
+        tmp_path / "run",
+        "--cluster",
+        "here.yaml",
+        "--nodes",
+        2,
+        "--wait",
+    )
     job = Job(cluster, tmp_path / "run", tmp_path / "none", id="1")
-    job.until(lambda: any(r["step"] >= 8 for r in read_metrics(job.run_dir)) or waiting.poll() is not None, 120)
+    job.until(
+        lambda: (
+            any(r["step"] >= 8 for r in read_metrics(job.run_dir)) or waiting.poll() is not None
+        ),
+        120,
+    )
     random.choice(job.workers()).suspend()
     output, _ = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, output
-    for said in ("hello", "scancel", "start 1 of job", "ended without a word", "resuming at step", "step 30/30"):
+    for said in (
+        "hello",
+        "scancel",
+        "start 1 of job",
+        "ended without a word",
+        "resuming at step",
+        "step 30/30",
+    ):
         assert said in output, (said, output)
     assert "start 1 of job" in (tmp_path / "run/logs/failures.txt").read_text()
     assert_identical(straight, tmp_path / "run")
 
 
 def test_eight_workers_train_as_one_does(cluster, overrides, tmp_path, monkeypatch):
-    """The same images, cropped and flipped the same way, and so the same losses, where BN does not depend on the worker's share."""
+    """The same images, cropped and flipped the same way, and so the same losses, where BN does not
+    depend on the worker's share."""
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
-    config = config_file.load(ROOT / "configs/resnet110.yaml", [*overrides, "--model.width", "1", "--train.precision", "fp32"])
+    config = config_file.load(
+        ROOT / "configs/resnet110.yaml",
+        [*overrides, "--model.width", "1", "--train.precision", "fp32"],
+    )
     jobs = {}
     for nodes, tasks in ((2, 4), (1, 1)):
         directory = tmp_path / str(nodes * tasks)
         run_dir.create(directory, config)
         executor = SlurmExecutor(directory / "logs")
-        executor.update_parameters(nodes=nodes, ntasks_per_node=tasks, cpus_per_task=1, time=10, stderr_to_stdout=True)
+        executor.update_parameters(
+            nodes=nodes, ntasks_per_node=tasks, cpus_per_task=1, time=10, stderr_to_stdout=True
+        )
         jobs[directory] = executor.submit(FrozenBN(str(directory)))
-    for directory, job in jobs.items():
+    for job in jobs.values():
         assert follow.follow(job.job_id, job.paths.stdout) == 0
     eight, one = (json.loads((directory / "frozen.json").read_text()) for directory in jobs)
     assert (eight["world_size"], one["world_size"], len(one["losses"])) == (8, 1, STEPS)
     assert eight["images"] == one["images"] and len(set(one["images"][0])) == 48
-    assert eight["losses"] == pytest.approx(one["losses"], rel=1e-4) and one["losses"][0] != one["losses"][-1]
+    assert (
+        eight["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        and one["losses"][0] != one["losses"][-1]
+    )
 
 
 def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     (tmp_path / "c.yaml").write_text("""
-{partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: 8, cpus_per_task: 7, mem: 60G, time: 90,
- signal_delay_s: 77, max_restarts: 5, max_faults: 2, array_parallelism: 9, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"]}""")
+{partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: 8,
+ cpus_per_task: 7, mem: 60G, time: 90, signal_delay_s: 77, max_restarts: 5, max_faults: 2,
+ array_parallelism: 9, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"]}""")
     where = cluster_file.load(tmp_path / "c.yaml")
     text = slurm.script(tmp_path / "run", where, 4, 8)
-    given = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
-    assert given >= {"partition=p1", "account=a1", "qos=q1", "constraint=c1", "exclude='x[1-2]'", "gpus-per-node=8", "cpus-per-task=7",
-                     "mem=60G", "time=90", "signal=USR2@77", "nodes=4", "ntasks-per-node=8", "requeue", "open-mode=append", "job-name=run"}
-    assert "module load m1\n" in text and "export SRUN_CPUS_PER_TASK=7\n" in text and "trap ':' USR1 USR2" in text
+    given = {
+        line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")
+    }
+    assert given >= {
+        "partition=p1",
+        "account=a1",
+        "qos=q1",
+        "constraint=c1",
+        "exclude='x[1-2]'",
+        "gpus-per-node=8",
+        "cpus-per-task=7",
+        "mem=60G",
+        "time=90",
+        "signal=USR2@77",
+        "nodes=4",
+        "ntasks-per-node=8",
+        "requeue",
+        "open-mode=append",
+        "job-name=run",
+    }
+    assert (
+        "module load m1\n" in text
+        and "export SRUN_CPUS_PER_TASK=7\n" in text
+        and "trap ':' USR1 USR2" in text
+    )
     (srun,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    assert "--mpi=none '--cpu-bind=v erbose'" in srun and "--kill-on-bad-exit=1" in srun and str(slurm.HOLD_SIGUSR2) in srun
+    assert (
+        "--mpi=none '--cpu-bind=v erbose'" in srun
+        and "--kill-on-bad-exit=1" in srun
+        and str(slurm.HOLD_SIGUSR2) in srun
+    )
     assert text.index("srun ") < text.index("launch settle") < text.index("scontrol requeue")
     executor = slurm.executor(tmp_path / "run", where, 4, 8)
     assert executor.max_num_timeout == 5
     executor.parameters["map_count"] = 100  # as submitit sets it for a job array
     assert "#SBATCH --array=0-99%9\n" in executor._make_submission_file_text("x", "")
-    unread = {"max_restarts", "max_faults", "array_parallelism"}  # submitit's, settle's and that of arrays
-    assert {k for k in cluster_file.Cluster.__dataclass_fields__} - unread == {
-        "partition", "account", "qos", "constraint", "exclude", "gpus_per_node", "cpus_per_task", "mem", "time", "signal_delay_s", "setup", "srun_args"}
+    unread = {
+        "max_restarts",
+        "max_faults",
+        "array_parallelism",
+    }  # submitit's, settle's and that of arrays
+    assert set(cluster_file.Cluster.__dataclass_fields__) - unread == {
+        "partition",
+        "account",
+        "qos",
+        "constraint",
+        "exclude",
+        "gpus_per_node",
+        "cpus_per_task",
+        "mem",
+        "time",
+        "signal_delay_s",
+        "setup",
+        "srun_args",
+    }

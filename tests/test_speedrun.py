@@ -1,4 +1,5 @@
-"""What makes short trainings fast: the shallow network, lookahead, the flat all-reduce, the CUDA graph; and `dist-resnet speedrun`."""
+"""What makes short trainings fast: the shallow network, lookahead, the flat all-reduce, the CUDA
+graph; and `dist-resnet speedrun`."""
 
 import json
 import shutil
@@ -6,24 +7,35 @@ import statistics
 
 import pytest
 import torch
+from conftest import assert_identical
 from torch import nn
 
-from conftest import assert_identical
-from dist_resnet import models, optim, train
-from dist_resnet.config import Model, Optim
-from dist_resnet.optim import Lookahead
-from dist_resnet.tracking import read_metrics
+from dist_resnet import models
+from dist_resnet.config import Optim, SpeedrunModel
+from dist_resnet.tracking.tracker import read_metrics
+from dist_resnet.models.normalise import Normalise
+from dist_resnet.training import evaluation, optim
+from dist_resnet.training.optim import Lookahead
 
-NET = Model(family="speedrun", name="resnet8", channels=(32, 40, 48), dirac=True, bn_scale="fixed", bn_momentum=0.4)
+NET = SpeedrunModel(
+    family="speedrun",
+    name="resnet8",
+    channels=(32, 40, 48),
+    dirac=True,
+    bn_scale="fixed",
+    bn_momentum=0.4,
+)
 TRICKS = """\
-model: {family: speedrun, name: resnet8, channels: [24, 32, 32], activation: gelu, whiten: true, dirac: true, logit_scale: 0.111,
-        bn_momentum: 0.4, bn_scale: fixed}
+model: {family: speedrun, name: resnet8, channels: [24, 32, 32], activation: gelu, whiten: true,
+        dirac: true, logit_scale: 0.111, bn_momentum: 0.4, bn_scale: fixed}
 data: {dir: DATA, dataset: shapes, flip: alternating, pad: 2}
 batch: {global: 48, per_worker: null}
 optim: {lr: 0.1, momentum: 0.85, nesterov: true, bias_lr: 16, lookahead: 5}
-schedule: {reference_batch: 48, steps: 18, decay: linear, milestones: [], warmup: linear, warmup_length: 5 steps}
-train: {all_reduce: flat, label_smoothing: 0.2, eval_mirrored: true, log_every: 3 steps, evaluate_every: 9 steps, checkpoint_every: 7 steps}
-tracking: {wandb: disabled, mistakes: 0}
+schedule: {reference_batch: 48, steps: 18, decay: linear, milestones: [], warmup: linear,
+           warmup_length: 5 steps}
+train: {all_reduce: flat, label_smoothing: 0.2, eval_mirrored: true, log_every: 3 steps,
+        evaluate_every: 9 steps, checkpoint_every: 7 steps}
+tracking: {wandb: disabled, top_losses: 0}
 """
 
 
@@ -32,21 +44,32 @@ def test_the_shallow_network_is_what_its_settings_say():
     assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules()) == 8
     group = model.groups[1]
     x = torch.randn(2, 32, 8, 8)
-    assert torch.allclose(group.convs[0](x)[:, :32], x) and not torch.allclose(group.convs[0](x)[:, 32:], x[:, :8])  # dirac
+    assert torch.allclose(group.convs[0](x)[:, :32], x) and not torch.allclose(
+        group.convs[0](x)[:, 32:], x[:, :8]
+    )  # dirac
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 6 and all(m.momentum == 0.4 and not m.weight.requires_grad and m.bias.requires_grad for m in norms)
-    inside = group.eval()(x) - torch.relu(group.norms[0](nn.functional.max_pool2d(group.convs[0](x), 2)))
+    assert len(norms) == 6 and all(
+        m.momentum == 0.4 and not m.weight.requires_grad and m.bias.requires_grad for m in norms
+    )
+    inside = group.eval()(x) - torch.relu(
+        group.norms[0](nn.functional.max_pool2d(group.convs[0](x), 2))
+    )
     assert inside.abs().sum() > 0 and (inside >= -1e-6).all()  # the residual branch, after its ReLU
 
 
 def test_whitened_patches_are_uncorrelated_and_of_unit_variance():
     torch.manual_seed(0)
     model = models.build(NET, 10)
-    images = nn.functional.avg_pool2d(torch.randn(64, 3, 34, 34), 3, 1)  # neighbours are alike, as in photographs
+    images = nn.functional.avg_pool2d(
+        torch.randn(64, 3, 34, 34), 3, 1
+    )  # neighbours are alike, as in photographs
     model.whiten(images, epsilon=0.0)
     filtered = nn.functional.conv2d(images, model.conv.weight)[:, :12].transpose(0, 1).flatten(1)
     assert torch.allclose(filtered @ filtered.T / filtered.shape[1], torch.eye(12), atol=1e-3)
-    assert torch.equal(model.conv.weight[12:], -model.conv.weight[:12]) and not model.conv.weight.requires_grad
+    assert (
+        torch.equal(model.conv.weight[12:], -model.conv.weight[:12])
+        and not model.conv.weight.requires_grad
+    )
 
 
 @pytest.mark.parametrize("form", [float, torch.tensor])  # a CUDA graph reads a tensor
@@ -82,11 +105,16 @@ def test_lookahead_averages_every_few_steps_and_ends_on_the_average():
 
 def test_mirrored_answers_do_not_depend_on_the_side():
     torch.manual_seed(0)
-    model, normalise = models.build(NET, 10).eval(), train.Normalise.of([0.5] * 3, [0.2] * 3, torch.float32, torch.device("cpu"))
+    model, normalise = (
+        models.build(NET, 10).eval(),
+        Normalise.of([0.5] * 3, [0.2] * 3, torch.float32, torch.device("cpu")),
+    )
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    once, mirrored = (train.answers(model, x, normalise, False) for x in (images, images.flip(3)))
+    once, mirrored = (
+        evaluation.predict(model, x, normalise, False) for x in (images, images.flip(3))
+    )
     assert not torch.allclose(once, mirrored)
-    assert torch.allclose(train.answers(model, images, normalise, True), (once + mirrored) / 2)
+    assert torch.allclose(evaluation.predict(model, images, normalise, True), (once + mirrored) / 2)
 
 
 def test_speedrun_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
@@ -95,14 +123,27 @@ def test_speedrun_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir
     code, output = cli(*command)
     assert code == 0 and "standard deviation" in output and "everything, s" in output, output
     report = json.loads((cli.directory / "runs/speedrun.json").read_text())
-    summaries = [json.loads((cli.directory / f"runs/seed{seed}/summary.json").read_text()) for seed in (0, 1)]
+    summaries = [
+        json.loads((cli.directory / f"runs/seed{seed}/summary.json").read_text()) for seed in (0, 1)
+    ]
     assert [row["top-1, %"] for row in report["runs"]] == [100 * s["test_top1"] for s in summaries]
-    assert report["mean"]["training, s"] == pytest.approx(statistics.mean(s["seconds"]["training"] for s in summaries))
-    assert all(row["everything, s"] > sum(s["seconds"].values()) for row, s in zip(report["runs"], summaries))
+    assert report["mean"]["training, s"] == pytest.approx(
+        statistics.mean(s["seconds"]["training"] for s in summaries)
+    )
+    assert all(
+        row["everything, s"] > sum(s["seconds"].values())
+        for row, s in zip(report["runs"], summaries)
+    )
     code, again = cli(*command, timeout=30)
-    assert code == 0 and again.splitlines()[-1] == output.splitlines()[-1] and "step " not in again, again
+    assert (
+        code == 0 and again.splitlines()[-1] == output.splitlines()[-1] and "step " not in again
+    ), again
     (cli.directory / "cut").mkdir()
-    shutil.copytree(cli.directory / "runs/seed1", cli.directory / "cut/seed1", ignore=shutil.ignore_patterns("s*.json", "lock", "*18.pt"))
+    shutil.copytree(
+        cli.directory / "runs/seed1",
+        cli.directory / "cut/seed1",
+        ignore=shutil.ignore_patterns("s*.json", "lock", "*18.pt"),
+    )
     code, output = cli(*command[:-1], "cut", "--train.seed", 1, "--runs", 1)
     assert code == 0 and "resuming at step 14" in output, output
     assert_identical(cli.directory / "runs/seed1", cli.directory / "cut/seed1")
@@ -113,27 +154,49 @@ def losses(run_dir):
 
 
 def test_a_flat_all_reduce_trains_as_ddps_buckets_do(cli, config_path):
-    """Two summands have one order: the same bits, also with a static graph and weights cast together. In bf16 they are rounded."""
+    """Two summands have one order: the same bits, also with a static graph and weights cast
+    together. In bf16 they are rounded."""
     short = ("--workers-per-node", 2, "--train.max_steps", 10)
-    for name, extra in {"buckets": (), "flat": ("--train.all_reduce", "flat"),
-                        "together": ("--train.cast", "together", "--train.static_graph", "true"),
-                        "flat-bf16": ("--train.all_reduce", "flat", "--train.gradient_type", "bf16"),
-                        "small-buckets-bf16": ("--train.bucket_mib", 0.1, "--train.gradient_type", "bf16")}.items():
+    for name, extra in {
+        "buckets": (),
+        "flat": ("--train.all_reduce", "flat"),
+        "together": ("--train.cast", "together", "--train.static_graph", "true"),
+        "flat-bf16": ("--train.all_reduce", "flat", "--train.gradient_type", "bf16"),
+        "small-buckets-bf16": ("--train.bucket_mib", 0.1, "--train.gradient_type", "bf16"),
+    }.items():
         code, output = cli("train", "tiny.yaml", *short, *extra, "--run-dir", name)
         assert code == 0, output
     for name in ("flat", "together"):
         assert_identical(cli.directory / "buckets", cli.directory / name)
     exact = losses(cli.directory / "flat")
     for name in ("flat-bf16", "small-buckets-bf16"):
-        assert losses(cli.directory / name) != exact and losses(cli.directory / name) == pytest.approx(exact, rel=0.02), name
+        assert losses(cli.directory / name) != exact and losses(
+            cli.directory / name
+        ) == pytest.approx(exact, rel=0.02), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 def test_graphed_steps_agree_with_eager_ones(cli, config_path):
-    settings = ("--workers-per-node", 1, "--train.precision", "fp32", "--train.all_reduce", "flat", "--optim.lr", 0.01, "--schedule.steps", 50,
-                "--train.log_every", "1 step", "--train.evaluate_every", "50 steps")
+    settings = (
+        "--workers-per-node",
+        1,
+        "--train.precision",
+        "fp32",
+        "--train.all_reduce",
+        "flat",
+        "--optim.lr",
+        0.01,
+        "--schedule.steps",
+        50,
+        "--train.log_every",
+        "1 step",
+        "--train.evaluate_every",
+        "50 steps",
+    )
     for name, extra in {"eager": (), "graphed": ("--train.cuda_graph", "true")}.items():
         code, output = cli("train", "tiny.yaml", *settings, *extra, "--run-dir", name)
         assert code == 0, output
     assert len(losses(cli.directory / "eager")) == 50
-    assert losses(cli.directory / "graphed") == pytest.approx(losses(cli.directory / "eager"), rel=2e-3)
+    assert losses(cli.directory / "graphed") == pytest.approx(
+        losses(cli.directory / "eager"), rel=2e-3
+    )

@@ -8,31 +8,38 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dist_resnet import stream
-from dist_resnet.data import resident
+from dist_resnet.data import resident_loader, sampling
 from dist_resnet.data.augment import crop_flip
-from dist_resnet.data.resident import ResidentLoader
-from dist_resnet.data.streaming import StreamingLoader
-from dist_resnet.stream import Augment
+from dist_resnet.data.resident_loader import ResidentLoader
+from dist_resnet.data.sampling import Augment
+from dist_resnet.data.streaming_loader import StreamingLoader
 
 CPU = torch.device("cpu")
 HOW = Augment(seed=3, pad=4, flip="random", fill=(10, 20, 30))
 
 
 def test_known_hashes():
-    """splitmix64 seeded with 0 gives these first outputs (the generator's published test vector)."""
+    """splitmix64 seeded with 0 gives these first outputs (the generator's published test
+    vector)."""
     gamma = 0x9E3779B97F4A7C15
     states = np.array([(gamma * i) % 2**64 for i in (1, 2, 3)], np.uint64)
-    assert [hex(v) for v in stream.mix(states)] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+    assert [hex(v) for v in sampling.mix(states)] == [
+        "0xe220a8397b1dcdaf",
+        "0x6e789e6aa1b965f4",
+        "0x6c45d188009454f",
+    ]
 
 
 def test_torch_and_numpy_hash_alike():
     values = np.random.default_rng(0).integers(0, 2**63, 1000, dtype=np.int64)
-    assert np.array_equal(stream.mix_torch(torch.from_numpy(values)).numpy().view(np.uint64), stream.mix(values.view(np.uint64)))
+    assert np.array_equal(
+        sampling.mix_torch(torch.from_numpy(values)).numpy().view(np.uint64),
+        sampling.mix(values.view(np.uint64)),
+    )
 
 
 def test_epoch_order_is_a_permutation_of_its_own_for_every_seed_and_epoch():
-    orders = [stream.epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [sampling.epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
     for order in orders:
         assert np.array_equal(np.sort(order), np.arange(1000))
     matches = [(a == b).sum() for i, a in enumerate(orders) for b in orders[:i]]
@@ -41,14 +48,14 @@ def test_epoch_order_is_a_permutation_of_its_own_for_every_seed_and_epoch():
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_global_batches_hold_the_same_samples_for_every_world_size(world_size):
-    order = stream.epoch_order(7, 3, 1000)
-    shards = [stream.shard(order, 64, rank, world_size) for rank in range(world_size)]
+    order = sampling.epoch_order(7, 3, 1000)
+    shards = [sampling.shard(order, 64, rank, world_size) for rank in range(world_size)]
     local = 64 // world_size
     assert {len(s) for s in shards} == {15 * local}
     for k in range(15):
         batch = np.concatenate([s[k * local : (k + 1) * local] for s in shards])
         assert np.array_equal(np.sort(batch), np.sort(order[64 * k : 64 * (k + 1)]))
-    resumed = stream.shard(order, 64, world_size - 1, world_size, start_batch=6)
+    resumed = sampling.shard(order, 64, world_size - 1, world_size, start_batch=6)
     assert np.array_equal(resumed, shards[-1][6 * local :])
 
 
@@ -56,7 +63,9 @@ def draws(seed, epoch, n=20_000, pad=4, flip="random"):
     """dy, dx and flip of n samples, read off images whose pixels are their own coordinates."""
     grid = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij"), -1)
     image = torch.cat([grid + 1, torch.zeros(32, 32, 1, dtype=torch.long)], -1).to(torch.uint8)
-    out = stream.augment(image.expand(n, 32, 32, 3), torch.arange(n), epoch, Augment(seed, pad, flip, (0, 0, 0)))
+    out = sampling.augment(
+        image.expand(n, 32, 32, 3), torch.arange(n), epoch, Augment(seed, pad, flip, (0, 0, 0))
+    )
     flipped = out[:, 16, 16, 1] < out[:, 16, 15, 1]
     dy = out[:, 16, 16, 0].long() - 17
     dx = torch.where(flipped, out[:, 16, 15, 1].long() - 17, out[:, 16, 16, 1].long() - 17)
@@ -73,22 +82,34 @@ def test_crops_and_flips_are_uniform_and_independent():
 def test_epochs_and_seeds_draw_anew():
     a, b, c = draws(0, 0), draws(0, 1), draws(1, 0)
     for other in (b, c):
-        assert 0.08 < (a[0] == other[0]).double().mean() < 0.14 and 0.47 < (a[2] == other[2]).double().mean() < 0.53
+        assert (
+            0.08 < (a[0] == other[0]).double().mean() < 0.14
+            and 0.47 < (a[2] == other[2]).double().mean() < 0.53
+        )
 
 
 def test_alternating_flip_turns_round_every_epoch():
     flips = [draws(5, epoch, n=500, flip="alternating")[2] for epoch in range(4)]
-    assert torch.equal(flips[0], flips[2]) and torch.equal(flips[1], flips[3]) and torch.equal(flips[0], ~flips[1])
+    assert (
+        torch.equal(flips[0], flips[2])
+        and torch.equal(flips[1], flips[3])
+        and torch.equal(flips[0], ~flips[1])
+    )
     assert 0.4 < flips[0].double().mean() < 0.6
     assert not draws(5, 0, n=500, flip="none")[2].any()
 
 
 @pytest.fixture(scope="module")
 def loaders(shapes_dir):
-    """(raw loader, then cropping and flipping ones: streaming with 1 and 2 threads and page by page, resident)."""
+    """(raw loader, then cropping and flipping ones: streaming with 1 and 2 threads and page by
+    page, resident)."""
     path = shapes_dir / "train.beton"
-    return (StreamingLoader(path, 64, CPU, threads=1), *(StreamingLoader(path, 64, CPU, augment=HOW, threads=n) for n in (1, 2)),
-            StreamingLoader(path, 64, CPU, augment=HOW, os_cache=False), ResidentLoader(path, 64, CPU, augment=HOW))
+    return (
+        StreamingLoader(path, 64, CPU, threads=1),
+        *(StreamingLoader(path, 64, CPU, augment=HOW, threads=n) for n in (1, 2)),
+        StreamingLoader(path, 64, CPU, augment=HOW, os_cache=False),
+        ResidentLoader(path, 64, CPU, augment=HOW),
+    )
 
 
 def collect(loader, ids, epoch=0):
@@ -99,27 +120,51 @@ def collect(loader, ids, epoch=0):
 def test_streamed_resident_and_torch_arithmetic_give_the_same_pixels(loaders):
     raw, one, *others = loaders
     for epoch in (0, 5):
-        ids = stream.epoch_order(3, epoch, raw.num_samples)
+        ids = sampling.epoch_order(3, epoch, raw.num_samples)
         images, labels = collect(one, ids, epoch)
         plain, plain_labels = collect(raw, ids)
         whole, _ = collect(raw, np.arange(raw.num_samples))
-        expected = stream.augment(whole.permute(0, 2, 3, 1), torch.from_numpy(ids), epoch, HOW)  # what a GPU computes
-        assert torch.equal(images, expected.permute(0, 3, 1, 2)) and torch.equal(labels, plain_labels) and not torch.equal(images, plain)
+        expected = sampling.augment(
+            whole.permute(0, 2, 3, 1), torch.from_numpy(ids), epoch, HOW
+        )  # what a GPU computes
+        assert (
+            torch.equal(images, expected.permute(0, 3, 1, 2))
+            and torch.equal(labels, plain_labels)
+            and not torch.equal(images, plain)
+        )
         for other in others:
-            assert all(torch.equal(a, b) for a, b in zip((images, labels), collect(other, ids, epoch)))
+            assert all(
+                torch.equal(a, b) for a, b in zip((images, labels), collect(other, ids, epoch))
+            )
 
 
-ODD = pytest.mark.parametrize("how", [Augment(1, 0, "random", (1, 2, 3)), Augment(1, 9, "none", (1, 2, 3)), Augment(1, 30, "random", (1, 2, 3)),
-                                      Augment(1, 2, "alternating", (1, 2, 250))])
+ODD = pytest.mark.parametrize(
+    "how",
+    [
+        Augment(1, 0, "random", (1, 2, 3)),
+        Augment(1, 9, "none", (1, 2, 3)),
+        Augment(1, 30, "random", (1, 2, 3)),
+        Augment(1, 2, "alternating", (1, 2, 250)),
+    ],
+)
 
 
 @ODD
 def test_compiled_and_torch_arithmetic_agree_on_odd_sizes(how):
-    images = torch.randint(0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     ids = torch.randperm(40)[:25]
     out = torch.empty(25, 7, 13, 3, dtype=torch.uint8)
-    crop_flip(images.numpy().reshape(-1), ids.numpy() * images[0].numel(), ids.numpy(), out.numpy(), how, 3)
-    assert torch.equal(out, stream.augment(images, ids, 3, how))
+    crop_flip(
+        images.numpy().reshape(-1),
+        ids.numpy() * images[0].numel(),
+        ids.numpy(),
+        out.numpy(),
+        how,
+        3,
+    )
+    assert torch.equal(out, sampling.augment(images, ids, 3, how))
 
 
 @ODD
@@ -127,10 +172,14 @@ def test_the_kernel_for_gpus_agrees_on_odd_sizes(how, monkeypatch):
     """Run by triton's interpreter, which needs no GPU."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     gpu = kernel_module()
-    images = torch.randint(0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     ids = torch.randperm(40)[:25]
     for epoch in (0, 3):
-        assert torch.equal(gpu.crop_flip(images, ids, epoch, how), stream.augment(images, ids, epoch, how))
+        assert torch.equal(
+            gpu.crop_flip(images, ids, epoch, how), sampling.augment(images, ids, epoch, how)
+        )
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -139,17 +188,42 @@ def test_the_kernel_for_gpus_compiles(capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {name: "*u8" if name in ("images", "out") else "*i64" if name == "ids" else "i64" if name.endswith("key") else "i32"
-             for name in ("images", "ids", "out", "crop_key", "flip_key", "turned", "red", "green", "blue", "height", "width")}
+    types = {
+        name: "*u8"
+        if name in ("images", "out")
+        else "*i64"
+        if name == "ids"
+        else "i64"
+        if name.endswith("key")
+        else "i32"
+        for name in (
+            "images",
+            "ids",
+            "out",
+            "crop_key",
+            "flip_key",
+            "turned",
+            "red",
+            "green",
+            "blue",
+            "height",
+            "width",
+        )
+    }
     constants = {"pad": 4, "flips": True, "block": 1024}
-    source = ASTSource(kernel_module().kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    source = ASTSource(
+        kernel_module().kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants
+    )
     assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 
 
 def kernel_module():
-    """A copy of data/gpu.py of its own: whether triton interprets is settled when it is imported."""
+    """A copy of data/triton_augment.py of its own: whether triton interprets is settled when it is
+    imported."""
     pytest.importorskip("triton")
-    spec = importlib.util.spec_from_file_location("a_copy_of_gpu", ROOT / "dist_resnet/data/gpu.py")
+    spec = importlib.util.spec_from_file_location(
+        "a_copy_of_gpu", ROOT / "dist_resnet/data/triton_augment.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -158,32 +232,45 @@ def kernel_module():
 def test_a_resident_batch_is_the_callers_and_ids_are_checked(loaders):
     resident = loaders[-1]
     first, second = resident.batches(np.arange(128), 0)
-    assert first[0].is_contiguous(memory_format=torch.channels_last) and not torch.equal(first[0], second[0])
-    assert [len(labels) for _, labels in resident.batches(np.arange(100))] == [64, 36] and not list(resident.batches(np.arange(0)))
+    assert first[0].is_contiguous(memory_format=torch.channels_last) and not torch.equal(
+        first[0], second[0]
+    )
+    assert [len(labels) for _, labels in resident.batches(np.arange(100))] == [
+        64,
+        36,
+    ] and not list(resident.batches(np.arange(0)))
     with pytest.raises(IndexError, match="600 samples"):
         next(resident.batches(np.array([1, 100_000])))
 
 
 def test_pixels_do_not_depend_on_world_size_or_resume(loaders):
     raw, one, *_ = loaders
-    order = stream.epoch_order(3, 2, raw.num_samples)
-    whole, whole_labels = collect(one, stream.shard(order, 60, 0, 1), epoch=2)
+    order = sampling.epoch_order(3, 2, raw.num_samples)
+    whole, whole_labels = collect(one, sampling.shard(order, 60, 0, 1), epoch=2)
     for world_size in (2, 4):
         images = torch.empty_like(whole)
         labels = torch.empty_like(whole_labels)
         for rank in range(world_size):
-            images[rank::world_size], labels[rank::world_size] = collect(one, stream.shard(order, 60, rank, world_size), epoch=2)
+            images[rank::world_size], labels[rank::world_size] = collect(
+                one, sampling.shard(order, 60, rank, world_size), epoch=2
+            )
         assert torch.equal(images, whole) and torch.equal(labels, whole_labels)
-    resumed, _ = collect(one, stream.shard(order, 60, 0, 1, start_batch=4), epoch=2)
+    resumed, _ = collect(one, sampling.shard(order, 60, 0, 1, start_batch=4), epoch=2)
     assert torch.equal(resumed, whole[240:])
 
 
-@pytest.mark.parametrize("membership, file, limit", [
-    ("0::/slurm/job_7", "slurm/memory.max", 8e9), ("0::/slurm/job_7", "slurm/job_7/memory.max", 8e9), ("0::/", "other/memory.max", math.inf),
-    ("4:memory:/slurm/job_7\n1:cpu:/x", "memory/slurm/memory.limit_in_bytes", 8e9)])
+@pytest.mark.parametrize(
+    "membership, file, limit",
+    [
+        ("0::/slurm/job_7", "slurm/memory.max", 8e9),
+        ("0::/slurm/job_7", "slurm/job_7/memory.max", 8e9),
+        ("0::/", "other/memory.max", math.inf),
+        ("4:memory:/slurm/job_7\n1:cpu:/x", "memory/slurm/memory.limit_in_bytes", 8e9),
+    ],
+)
 def test_residency_heeds_the_limits_of_control_groups(tmp_path, membership, file, limit):
     (tmp_path / "self").write_text(membership + "\n")
     (tmp_path / "cgroup" / file).parent.mkdir(parents=True)
     (tmp_path / "cgroup" / file).write_text("8000000000\n")
     (tmp_path / "cgroup/memory.max").write_text("max\n")
-    assert resident.memory_limit(tmp_path / "cgroup", tmp_path / "self") == limit
+    assert resident_loader.memory_limit(tmp_path / "cgroup", tmp_path / "self") == limit

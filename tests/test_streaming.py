@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from dist_resnet.data.streaming import StreamingLoader
-from dist_resnet.stream import Augment
+from dist_resnet.data.sampling import Augment
+from dist_resnet.data.streaming_loader import StreamingLoader
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,11 @@ def test_batches_are_uint8_in_channels_last_and_the_last_may_be_smaller(shapes_d
     batches = [(i.clone(), l.clone()) for i, l in make(shapes_dir).batches(np.arange(120))]
     assert [len(i) for i, _ in batches] == [50, 50, 20]
     images, labels = batches[0]
-    assert images.dtype == torch.uint8 and images.shape == (50, 3, 32, 32) and images.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        images.dtype == torch.uint8
+        and images.shape == (50, 3, 32, 32)
+        and images.is_contiguous(memory_format=torch.channels_last)
+    )
     assert labels.dtype == torch.int64 and labels.shape == (50,)
 
 
@@ -53,9 +57,9 @@ def test_a_stalled_loader_is_given_up(shapes_dir):
     release = threading.Event()
     loader._loader.code = ([(lambda **_: release.wait(20), ())], ())
     try:
+        batches = loader.batches(np.arange(600))
+        threading.Timer(3, release.set).start()
         with pytest.raises(RuntimeError, match="delivered nothing for 1 s"):
-            batches = loader.batches(np.arange(600))
-            threading.Timer(3, release.set).start()
             next(batches)
     finally:
         release.set()
@@ -78,4 +82,6 @@ def test_many_epochs_and_early_exits_leak_neither_threads_nor_memory(shapes_dir)
     before = work(30)
     after = work(200)
     assert threading.active_count() == threads
-    assert after - before < 30, f"{after - before:.0f} MiB more after 200 epochs"  # a leak of FFCV's kind: 50 MiB an exit
+    assert after - before < 30, (
+        f"{after - before:.0f} MiB more after 200 epochs"
+    )  # a leak of FFCV's kind: 50 MiB an exit

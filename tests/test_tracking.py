@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from dist_resnet.config import Tracking
-from dist_resnet.tracking import Tracker, read_metrics
+from dist_resnet.tracking.tracker import Tracker, read_metrics
 
 
 def track(run_dir, mode, during=lambda: None, records=3):
@@ -40,7 +40,9 @@ def test_offline_is_written_for_a_later_sync(tmp_path, capsys):
     (path,) = offline_runs(tmp_path)
     deadline = time.monotonic() + 20
     while b"train/loss" not in path.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.1)  # wandb's helper process may close the file a little after it has said that it is done
+        time.sleep(
+            0.1
+        )  # wandb's helper process may close the file a little after it has said that it is done
     assert tracker.wandb.id in path.name and b"train/loss" in path.read_bytes()
     assert "wandb sync" in capsys.readouterr().out and losses(tmp_path) == [1, 1 / 2, 1 / 3]
 
@@ -53,7 +55,11 @@ def test_disabled_starts_nothing(tmp_path):
 def test_online_without_a_key_goes_offline_at_once(tmp_path, capsys):
     began = time.monotonic()
     track(tmp_path, "online")
-    assert time.monotonic() - began < 30 and "no API key" in capsys.readouterr().out and len(offline_runs(tmp_path)) == 1
+    assert (
+        time.monotonic() - began < 30
+        and "no API key" in capsys.readouterr().out
+        and len(offline_runs(tmp_path)) == 1
+    )
 
 
 def test_online_without_a_network_goes_offline(tmp_path, capsys, monkeypatch):

@@ -1,8 +1,9 @@
-"""A W&B server on the loopback interface, for tests with the real wandb client. It does the search of a sweep itself.
+"""A W&B server on the loopback interface, for tests with the real wandb client. It does the search
+of a sweep itself.
 
-Like W&B, it hands a run's parameters out as `{name: {"value": value}}`; a nested parameter is one dict under its first name.
-Unlike W&B, every run whose agent has died is given again, not only those that were marked as preempting.
-"""
+Like W&B, it hands a run's parameters out as `{name: {"value": value}}`; a nested parameter is one
+dict under its first name. Unlike W&B, every run whose agent has died is given again, not only those
+that were marked as preempting."""
 
 import contextlib
 import gzip
@@ -36,7 +37,9 @@ class Run:
     tags: list[str] = field(default_factory=list)
     commit: str | None = None
     summary: Json = field(default_factory=dict)
-    history: list[Json] = field(default_factory=list)  # the rows of wandb-history.jsonl, in their places
+    history: list[Json] = field(
+        default_factory=list
+    )  # the rows of wandb-history.jsonl, in their places
     files: set[str] = field(default_factory=set)
     exit_code: int | None = None
     finished: bool = False
@@ -46,7 +49,9 @@ class Run:
     parameters: Json = field(default_factory=dict)  # what a sweep has chosen for it
     agents: list[str] = field(default_factory=list)  # that were given it, the last one has it
     seen: float = 0.0  # when its program last sent something
-    over: bool = False  # finished, or its program ended without a word; a sweep does not wait for it
+    over: bool = (
+        False  # finished, or its program ended without a word; a sweep does not wait for it
+    )
 
 
 @dataclass
@@ -66,35 +71,50 @@ class Artifact:
 
 
 class WandbServer:
-    """`with WandbServer() as server:` and programs that have `server.environment` send their runs to it.
+    """`with WandbServer() as server:` and programs that have `server.environment` send their runs
+    to it.
 
-    An artifact can be logged, but not fetched: `artifact.wait()` fails. System metrics and console output are left out.
-    """
+    An artifact can be logged, but not fetched: `artifact.wait()` fails. System metrics and console
+    output are left out."""
 
     def __init__(self, dead_after: float = 20.0) -> None:
-        self.dead_after = dead_after  # seconds without a sign from an agent (it gives one every 5 s) and from its program
+        # seconds without a sign from an agent (it gives one every 5 s) and from its program
+        self.dead_after = dead_after
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.operations: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()  # those that got an empty answer
-        self.stop_when: Callable[[Run], bool] = lambda run: False  # asked for a sweep's run at its agent's heartbeats
+        self.stop_when: Callable[[Run], bool] = lambda run: (
+            False
+        )  # asked for a sweep's run at its agent's heartbeats
         self.fail = False  # answer 500
         self.hang = False  # do not answer
         self._agents: dict[str, tuple[Sweep, float]] = {}  # and when it was last heard of
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
+        self._http = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self})
+        )
         self._http.block_on_close = False  # a client may hold its connection
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self.environment = {
-            "WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0123456789" * 4, "WANDB_MODE": "online", "WANDB_SILENT": "true",
-            "WANDB_ERROR_REPORTING": "false", "WANDB_CONSOLE": "off", "WANDB_X_DISABLE_STATS": "true",
-            "WANDB_X_DISABLE_MACHINE_INFO": "true", "WANDB_X_SAVE_REQUIREMENTS": "false",
-            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # whole seconds; it is 15 where it is less than 1
+            "WANDB_BASE_URL": self.url,
+            "WANDB_API_KEY": "0123456789" * 4,
+            "WANDB_MODE": "online",
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_CONSOLE": "off",
+            "WANDB_X_DISABLE_STATS": "true",
+            "WANDB_X_DISABLE_MACHINE_INFO": "true",
+            "WANDB_X_SAVE_REQUIREMENTS": "false",
+            # whole seconds; it is 15 where it is less than 1
+            "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
         }
 
     def __enter__(self) -> "WandbServer":
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,7 +135,9 @@ class WandbServer:
             if parts[-1] == "file_stream":
                 self._file_stream(self.runs[parts[-2]], json.loads(body))
             elif method == "PUT" and parts[0] == "upload":
-                {"runs": self.runs, "artifacts": self.artifacts}[parts[1]][parts[2]].files.add("/".join(parts[3:]))
+                {"runs": self.runs, "artifacts": self.artifacts}[parts[1]][parts[2]].files.add(
+                    "/".join(parts[3:])
+                )
             return {}
 
     def _graphql(self, query: str, variables: Json | None = None, **_: str) -> Json:
@@ -132,8 +154,16 @@ class WandbServer:
     # Runs
 
     def _Viewer(self, _: Json) -> Json:
-        return {"viewer": {"id": "viewer", "entity": "testers", "username": "testers", "email": "", "flags": "{}",
-                           "teams": {"edges": []}}}
+        return {
+            "viewer": {
+                "id": "viewer",
+                "entity": "testers",
+                "username": "testers",
+                "email": "",
+                "flags": "{}",
+                "teams": {"edges": []},
+            }
+        }
 
     def _ServerFeaturesQuery(self, _: Json) -> Json:
         return {"serverInfo": {"features": []}}
@@ -142,16 +172,31 @@ class WandbServer:
         run = self.runs.setdefault(told["name"], Run(told["name"]))
         inserted, run.started = not run.started, True
         run.finished, run.over, run.exit_code = False, False, None
-        names = {"name": "displayName", "group": "groupName", "job_type": "jobType", "tags": "tags", "commit": "commit"}
+        names = {
+            "name": "displayName",
+            "group": "groupName",
+            "job_type": "jobType",
+            "tags": "tags",
+            "commit": "commit",
+        }
         for ours, theirs in names.items():
             if told.get(theirs) is not None:
                 setattr(run, ours, told[theirs])
         if told.get("config"):
-            run.config = {key: entry["value"] for key, entry in json.loads(told["config"]).items() if key != "_wandb"}
+            run.config = {
+                key: entry["value"]
+                for key, entry in json.loads(told["config"]).items()
+                if key != "_wandb"
+            }
         if told.get("summaryMetrics"):
             run.summary.update(json.loads(told["summaryMetrics"]))
         sweep = next((sweep.id for sweep in self.sweeps.values() if run.id in sweep.runs), None)
-        return {"upsertBucket": {"bucket": {**self._bucket(run), "sweepName": sweep, "project": PROJECT}, "inserted": inserted}}
+        return {
+            "upsertBucket": {
+                "bucket": {**self._bucket(run), "sweepName": sweep, "project": PROJECT},
+                "inserted": inserted,
+            }
+        }
 
     def _RunResumeStatus(self, asked: Json) -> Json:
         run = self.runs.get(asked["name"])
@@ -161,15 +206,30 @@ class WandbServer:
 
     def _bucket(self, run: Run) -> Json:
         config = {key: {"value": value} for key, value in (run.config or run.parameters).items()}
-        return {"id": run.id, "name": run.id, "displayName": run.name, "description": None, "notes": None, "tags": run.tags,
-                "config": json.dumps(config), "summaryMetrics": json.dumps(run.summary), "logLineCount": 0,
-                "historyLineCount": len(run.history), "historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]),
-                "eventsLineCount": 0, "eventsTail": "[]",
-                "wandbConfig": json.dumps({"t": {}} if run.started else {})}  # without "t" the client takes it for a new run
+        return {
+            "id": run.id,
+            "name": run.id,
+            "displayName": run.name,
+            "description": None,
+            "notes": None,
+            "tags": run.tags,
+            "config": json.dumps(config),
+            "summaryMetrics": json.dumps(run.summary),
+            "logLineCount": 0,
+            "historyLineCount": len(run.history),
+            "historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]),
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "wandbConfig": json.dumps({"t": {}} if run.started else {}),
+        }  # without "t" the client takes it for a new run
 
     def _file_stream(self, run: Run, sent: Json) -> None:
-        if chunk := sent.get("files", {}).get("wandb-history.jsonl"):  # sent again where an answer was lost, hence by its offset
-            run.history[chunk["offset"]:chunk["offset"] + len(chunk["content"])] = map(json.loads, chunk["content"])
+        if chunk := sent.get("files", {}).get(
+            "wandb-history.jsonl"
+        ):  # sent again where an answer was lost, hence by its offset
+            run.history[chunk["offset"] : chunk["offset"] + len(chunk["content"])] = map(
+                json.loads, chunk["content"]
+            )
         if chunk := sent.get("files", {}).get("wandb-summary.json"):
             run.summary = json.loads(chunk["content"][-1])
         run.seen = time.monotonic()
@@ -178,7 +238,10 @@ class WandbServer:
             run.exit_code, run.finished, run.over = sent.get("exitcode", 0), True, True
 
     def _CreateRunFiles(self, asked: Json) -> Json:
-        files = [{"name": name, "uploadUrl": self._upload("runs", asked["run"], name)} for name in asked["files"]]
+        files = [
+            {"name": name, "uploadUrl": self._upload("runs", asked["run"], name)}
+            for name in asked["files"]
+        ]
         return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
 
     # Artifacts: an artifact, its manifest and its files have the same id
@@ -186,17 +249,36 @@ class WandbServer:
     def _CreateArtifact(self, asked: Json) -> Json:
         given, id = asked["input"], secrets.token_hex(8)
         self.artifacts[id] = Artifact(given["artifactCollectionName"], given["artifactTypeName"])
-        return {"createArtifact": {"artifact": {"id": id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}}}
+        return {
+            "createArtifact": {
+                "artifact": {
+                    "id": id,
+                    "state": "PENDING",
+                    "artifactSequence": {"latestArtifact": None},
+                }
+            }
+        }
 
     def _CreateArtifactManifest(self, asked: Json) -> Json:
         id = asked["artifactID"]
-        file = {"id": id, "uploadUrl": self._upload("artifacts", id, asked["name"]), "uploadHeaders": []}
+        file = {
+            "id": id,
+            "uploadUrl": self._upload("artifacts", id, asked["name"]),
+            "uploadHeaders": [],
+        }
         return {"createArtifactManifest": {"artifactManifest": {"id": id, "file": file}}}
 
     def _CreateArtifactFiles(self, asked: Json) -> Json:
-        nodes = [{"storagePath": spec["name"], "uploadUrl": self._upload("artifacts", spec["artifactID"], spec["name"]),
-                  "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}
-                 for spec in asked["input"]["artifactFiles"]]
+        nodes = [
+            {
+                "storagePath": spec["name"],
+                "uploadUrl": self._upload("artifacts", spec["artifactID"], spec["name"]),
+                "uploadHeaders": [],
+                "uploadMultipartUrls": None,
+                "artifact": {"id": spec["artifactID"]},
+            }
+            for spec in asked["input"]["artifactFiles"]
+        ]
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
     def _CommitArtifact(self, asked: Json) -> Json:
@@ -208,11 +290,22 @@ class WandbServer:
     def _UpsertSweep(self, told: Json) -> Json:
         id, config = secrets.token_hex(4), yaml.safe_load(told["config"])
         self.sweeps[id] = Sweep(id, config, itertools.islice(search(config), config.get("run_cap")))
-        return {"upsertSweep": {"sweep": {"name": id, "project": PROJECT}, "configValidationWarnings": []}}
+        return {
+            "upsertSweep": {
+                "sweep": {"name": id, "project": PROJECT},
+                "configValidationWarnings": [],
+            }
+        }
 
     def _SweepWithRuns(self, asked: Json) -> Json:
         sweep = self.sweeps[asked["sweep"]]
-        told = {"id": sweep.id, "name": sweep.id, "state": "RUNNING", "config": yaml.safe_dump(sweep.config), "runs": {"edges": []}}
+        told = {
+            "id": sweep.id,
+            "name": sweep.id,
+            "state": "RUNNING",
+            "config": yaml.safe_dump(sweep.config),
+            "runs": {"edges": []},
+        }
         return {"project": {"sweep": told}}
 
     def _CreateAgent(self, asked: Json) -> Json:
@@ -226,12 +319,21 @@ class WandbServer:
         self._agents[agent] = sweep, time.monotonic()
         for run in sweep.runs.values():  # what an agent has and does not name has ended
             run.over |= run.agents[-1] == agent and run.id not in running
-        commands = [{"type": "stop", "run_id": id} for id in running if self.stop_when(sweep.runs[id])]
+        commands = [
+            {"type": "stop", "run_id": id} for id in running if self.stop_when(sweep.runs[id])
+        ]
         if not running:
             if run := self._next(sweep):
                 run.agents.append(agent)
                 args = {name: {"value": value} for name, value in run.parameters.items()}
-                commands = [{"type": "run", "run_id": run.id, "program": sweep.config.get("program"), "args": args}]
+                commands = [
+                    {
+                        "type": "run",
+                        "run_id": run.id,
+                        "program": sweep.config.get("program"),
+                        "args": args,
+                    }
+                ]
             elif all(run.over for run in sweep.runs.values()):
                 commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": agent}, "commands": json.dumps(commands)}}
@@ -240,7 +342,10 @@ class WandbServer:
         """A run whose agent has died or, if there is none, a new one."""
         now = time.monotonic()
         for run in sweep.runs.values():
-            if not run.over and now - max(run.seen, self._agents[run.agents[-1]][1]) > self.dead_after:
+            if (
+                not run.over
+                and now - max(run.seen, self._agents[run.agents[-1]][1]) > self.dead_after
+            ):
                 return run
         if (parameters := next(sweep.choices, None)) is None:
             return None
@@ -250,7 +355,8 @@ class WandbServer:
 
 
 def search(config: Json) -> Iterator[Json]:
-    """The parameters of a sweep's runs: grid is all combinations in order, random goes on for ever from a fixed seed."""
+    """The parameters of a sweep's runs: grid is all combinations in order, random goes on for ever
+    from a fixed seed."""
     if config["method"] == "grid":
         yield from _grid(config["parameters"])
     chosen = random.Random(0)
@@ -259,8 +365,12 @@ def search(config: Json) -> Iterator[Json]:
 
 
 def _grid(parameters: Json) -> Iterator[Json]:
-    options = [list(_grid(one["parameters"])) if "parameters" in one else one.get("values", [one.get("value")])
-               for one in parameters.values()]
+    options = [
+        list(_grid(one["parameters"]))
+        if "parameters" in one
+        else one.get("values", [one.get("value")])
+        for one in parameters.values()
+    ]
     for values in itertools.product(*options):
         yield dict(zip(parameters, values, strict=True))
 

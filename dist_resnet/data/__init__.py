@@ -1,1 +1,1 @@
-"""Betons: written, verified and read."""
+"""Betons read: which sample when, cropped and flipped how, on which device."""

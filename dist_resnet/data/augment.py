@@ -1,7 +1,8 @@
-"""Crop and flip in compiled code, with the draws of stream.py: no generator, one copy of every pixel.
+"""Crop and flip in compiled code, with the draws of stream.py: no generator, one copy of every
+pixel.
 
-The same code reads images from memory, from a mapped beton, and from FFCV's buffers. numba keeps it compiled on disk.
-"""
+The same code reads images from memory, from a mapped beton, and from FFCV's buffers. numba keeps it
+compiled on disk."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,11 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from dist_resnet import stream
+from dist_resnet.data import sampling
 from dist_resnet.data.ffcv import AllocationQuery, Operation, SimpleRGBImageDecoder, State
-from dist_resnet.stream import DX_SHIFT, DY_SHIFT, FIELD, Augment
+from dist_resnet.data.sampling import DX_SHIFT, DY_SHIFT, FIELD, Augment
 
-_mix = numba.njit(cache=True)(stream.mix)
+_mix = numba.njit(cache=True)(sampling.mix)
 _ONE, _DY, _DX, _FIELD = (np.uint64(v) for v in (1, DY_SHIFT, DX_SHIFT, FIELD))
 AS_IS = Augment(0, 0, "none", (0, 0, 0))
 
@@ -29,16 +30,21 @@ def _paint(out, first, last, colour):
 
 @numba.njit(cache=True)
 def _crop_flip(content, start, out, sample, keys, pad, flips, fill):
-    """out[y, x] = image[y + dy, (x or its mirror) + dx], or the fill colour where that lies outside; the image is at content[start:].
+    """out[y, x] = image[y + dy, (x or its mirror) + dx], or the fill colour where that lies
+    outside; the image is at content[start:].
 
-    Indices are unsigned: numba asks of a signed one whether it is negative, and its loops then take four times as long."""
+    Indices are unsigned: numba asks of a signed one whether it is negative, and its loops then take
+    four times as long."""
     hashed = _mix(np.uint64(sample))
     crop, span = _mix(hashed ^ keys[0]), np.uint64(2 * pad + 1)
     dy = np.int64(((crop >> _DY) & _FIELD) % span) - pad
     dx = np.int64(((crop >> _DX) & _FIELD) % span) - pad
     flipped = flips and ((_mix(hashed ^ keys[1]) & _ONE) ^ keys[2]) != 0
     height, width, _ = out.shape
-    target, seen = out.reshape(out.size), max(0, width - abs(dx))  # columns of the image that are seen
+    target, seen = (
+        out.reshape(out.size),
+        max(0, width - abs(dx)),
+    )  # columns of the image that are seen
     first = min(width, max(0, dx if flipped else -dx))  # where they go
     column = width - 1 - max(0, -dx) if flipped else max(0, dx)  # which of them goes first
     for y in range(height):
@@ -64,15 +70,34 @@ def _crop_flip_all(content, starts, out, samples, keys, pad, flips, fill):
         _crop_flip(content, starts[i], out[i], samples[i], keys, pad, flips, fill)
 
 
-def crop_flip(content: np.ndarray, starts: np.ndarray, samples: np.ndarray, out: np.ndarray, how: Augment, epoch: int) -> None:
-    """out[i] = the image of sample samples[i], which lies at content[starts[i]:], cropped and flipped.
+def crop_flip(
+    content: np.ndarray,
+    starts: np.ndarray,
+    samples: np.ndarray,
+    out: np.ndarray,
+    how: Augment,
+    epoch: int,
+) -> None:
+    """out[i] = the image of sample samples[i], which lies at content[starts[i]:], cropped and
+    flipped.
 
-    content: uint8 (bytes,); starts, samples: int64 (N,); out: uint8 (N, H, W, 3). As many threads as numba is set to."""
-    _crop_flip_all(content, starts, out, samples, how.keys(epoch), how.pad, how.flip != "none", np.array(how.fill, np.uint8))
+    content: uint8 (bytes,); starts, samples: int64 (N,); out: uint8 (N, H, W, 3). As many threads
+    as numba is set to."""
+    _crop_flip_all(
+        content,
+        starts,
+        out,
+        samples,
+        how.keys(epoch),
+        how.pad,
+        how.flip != "none",
+        np.array(how.fill, np.uint8),
+    )
 
 
 class CropFlip(Operation):
-    """The same as an FFCV operation, on decoded images, uint8 (N, H, W, 3). `set_epoch` must be called before an iterator is made."""
+    """The same as an FFCV operation, on decoded images, uint8 (N, H, W, 3). `set_epoch` must be
+    called before an iterator is made."""
 
     def __init__(self, how: Augment) -> None:
         super().__init__()
@@ -85,25 +110,36 @@ class CropFlip(Operation):
     def generate_code(self) -> Callable:
         def run(images, destination, samples):
             starts = np.arange(len(samples)) * images[0].size
-            crop_flip(images.reshape(-1), starts, samples.view(np.int64), destination, self.how, self.epoch)
+            crop_flip(
+                images.reshape(-1),
+                starts,
+                samples.view(np.int64),
+                destination,
+                self.how,
+                self.epoch,
+            )
             return destination
 
-        run.with_indices = True
+        run.with_indices = True  # type: ignore[attr-defined]
         return run
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        return replace(previous_state, jit_mode=False), AllocationQuery(previous_state.shape, previous_state.dtype)
+        return replace(previous_state, jit_mode=False), AllocationQuery(
+            previous_state.shape, previous_state.dtype
+        )
 
 
-class Undecoded(SimpleRGBImageDecoder):
-    """Leaves raw images in the file, for ReadCropFlip: FFCV wants a decoder first. There is next to nothing to compile."""
+class PassthroughDecoder(SimpleRGBImageDecoder):
+    """Leaves raw images in the file, for ReadCropFlip: FFCV wants a decoder first. There is next to
+    nothing to compile."""
 
     def generate_code(self) -> Callable:
         return lambda samples, destination, metadata, storage_state: samples
 
 
 class ReadCropFlip(CropFlip):
-    """Reads raw images of one size out of a mapped beton, cropped and flipped, in one pass. After Undecoded."""
+    """Reads raw images of one size out of a mapped beton, cropped and flipped, in one pass. After
+    PassthroughDecoder."""
 
     def __init__(self, path: Path, how: Augment) -> None:
         super().__init__(how)
@@ -113,7 +149,14 @@ class ReadCropFlip(CropFlip):
         starts = self.metadata["data_ptr"].astype(np.int64)
 
         def run(samples, destination):
-            crop_flip(self.content, starts[samples], samples.view(np.int64), destination, self.how, self.epoch)
+            crop_flip(
+                self.content,
+                starts[samples],
+                samples.view(np.int64),
+                destination,
+                self.how,
+                self.epoch,
+            )
             return destination
 
         return run

@@ -1,8 +1,10 @@
 """FFCV, imported with what is mended here seen in version 1.0.2. Import its parts from here only.
 
 - Importing it compiles a numba dictionary of two entries, for three seconds: a plain one serves.
-- Importing it sets torch's thread count to 1, and every loader sets it again, from a second thread: it is left alone.
-- Its writer keeps the metadata in shared memory, for processes that we do not use: private memory leaves nothing behind.
+- Importing it sets torch's thread count to 1, and every loader sets it again, from a second thread:
+it is left alone.
+- Its writer keeps the metadata in shared memory, for processes that we do not use: private memory
+leaves nothing behind.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
@@ -21,7 +23,13 @@ with mock.patch("numba.typed.Dict", dict):
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import (
-        IMAGE_MODES, CenterCropRGBImageDecoder, ResizedCropRGBImageDecoder, SimpleRGBImageDecoder, encode_jpeg, resizer)
+        IMAGE_MODES,
+        CenterCropRGBImageDecoder,
+        ResizedCropRGBImageDecoder,
+        SimpleRGBImageDecoder,
+        encode_jpeg,
+        resizer,
+    )
     from ffcv.libffcv import imdecode, resize_crop
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -59,8 +67,30 @@ class _PrivateMemory(mmap.mmap):
 ffcv.writer.shared_memory = SimpleNamespace(SharedMemory=_PrivateMemory)
 
 __all__ = [
-    "IMAGE_MODES", "AllocationQuery", "CenterCropRGBImageDecoder", "Compiler", "DatasetWriter", "EpochIterator", "IntDecoder", "IntField",
-    "Loader", "MemoryAllocator", "Operation", "RGBImageField", "Reader", "ResizedCropRGBImageDecoder", "SimpleRGBImageDecoder", "Squeeze",
-    "State", "ToDevice", "ToTensor", "ToTorchImage", "cast_int_to_byte_ptr", "encode_jpeg", "handle_sample", "imdecode", "resize_crop",
+    "IMAGE_MODES",
+    "AllocationQuery",
+    "CenterCropRGBImageDecoder",
+    "Compiler",
+    "DatasetWriter",
+    "EpochIterator",
+    "IntDecoder",
+    "IntField",
+    "Loader",
+    "MemoryAllocator",
+    "Operation",
+    "RGBImageField",
+    "Reader",
+    "ResizedCropRGBImageDecoder",
+    "SimpleRGBImageDecoder",
+    "Squeeze",
+    "State",
+    "ToDevice",
+    "ToTensor",
+    "ToTorchImage",
+    "cast_int_to_byte_ptr",
+    "encode_jpeg",
+    "handle_sample",
+    "imdecode",
+    "resize_crop",
     "resizer",
 ]

@@ -1,4 +1,5 @@
-"""manifest.json: what a directory of betons holds, and the check that the files still hold it. No torch, no FFCV."""
+"""manifest.json: what a directory of betons holds, and the check that the files still hold it. No
+torch, no FFCV."""
 
 import dataclasses
 import hashlib
@@ -47,19 +48,33 @@ def digest_of(text: str) -> str:
 
 
 def load(directory: Path, dataset: str | None = None) -> Manifest:
-    """Raises ValueError for a missing or unreadable manifest, or one of another data set than asked for."""
+    """Raises ValueError for a missing or unreadable manifest, or one of another data set than asked
+    for."""
     path = directory / FILE
-    remedy = f"run `dist-resnet prepare {dataset or '<data set>'} --out {directory}`, or set --data.dir"
+    remedy = (
+        f"run `dist-resnet prepare {dataset or '<data set>'} --out {directory}`, or set --data.dir"
+    )
     if not path.is_file():
-        raise ValueError(f"data.dir = {str(directory)!r}: no betons there ({FILE} is missing); {remedy}")
+        raise ValueError(
+            f"data.dir = {str(directory)!r}: no betons there ({FILE} is missing); {remedy}"
+        )
     try:
         fields = json.loads(path.read_text())
-        manifest = Manifest(**fields | {"splits": {name: Split(**split) for name, split in fields["splits"].items()}})
+        manifest = Manifest(
+            **fields
+            | {"splits": {name: Split(**split) for name, split in fields["splits"].items()}}
+        )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a manifest of this version ({error}); write the betons again with `dist-resnet prepare {dataset or '<data set>'} --out {directory} --force`") from None
+        raise ValueError(
+            f"{path} is not a manifest of this version ({error}); write the betons again with "
+            f"`dist-resnet prepare {dataset or '<data set>'} --out {directory} --force`"
+        ) from None
     if dataset is not None and manifest.dataset != dataset:
-        raise ValueError(f"data.dir = {str(directory)!r} holds {manifest.dataset} ({len(manifest.classes)} classes), but "
-                         f"data.dataset = {dataset!r}: set --data.dir, or --data.dataset {manifest.dataset}")
+        raise ValueError(
+            f"data.dir = {str(directory)!r} holds {manifest.dataset} ({len(manifest.classes)} "
+            "classes), but "
+            f"data.dataset = {dataset!r}: set --data.dir, or --data.dataset {manifest.dataset}"
+        )
     return manifest
 
 
@@ -70,23 +85,36 @@ def describe_file(path: Path, samples: int) -> Split:
 def verify(directory: Path, manifest: Manifest, split: str, *, contents: bool = True) -> Path:
     """The path of a split's beton, once it is known to be the file that the manifest describes.
 
-    contents=False compares the size only. Raises ValueError for a missing, truncated, corrupted or foreign file."""
+    contents=False compares the size only. Raises ValueError for a missing, truncated, corrupted or
+    foreign file."""
     if split not in manifest.splits:
-        raise ValueError(f"{directory} has no split {split!r}, only {', '.join(manifest.splits)}: "
-                         f"prepare it (`dist-resnet prepare {manifest.dataset} --val N`), or choose another")
+        raise ValueError(
+            f"{directory} has no split {split!r}, only {', '.join(manifest.splits)}: "
+            f"prepare it (`dist-resnet prepare {manifest.dataset} --val N`), or choose another"
+        )
     entry = manifest.splits[split]
     path = directory / entry.file
-    remedy = f"write it again with `dist-resnet prepare {manifest.dataset} --out {directory} --force`"
+    remedy = (
+        f"write it again with `dist-resnet prepare {manifest.dataset} --out {directory} --force`"
+    )
     if not path.is_file():
         raise ValueError(f"beton {str(path)!r} is missing though {FILE} names it; {remedy}")
     size = path.stat().st_size
     if size != entry.bytes:
-        raise ValueError(f"beton {str(path)!r} is truncated or foreign: {size:,} bytes instead of {entry.bytes:,}; {remedy}")
+        raise ValueError(
+            f"beton {str(path)!r} is truncated or foreign: {size:,} bytes instead of "
+            f"{entry.bytes:,}; {remedy}"
+        )
     if contents:
         whole = size <= WHOLE
-        found, expected = (_sha256(path), entry.sha256) if whole else (_edges_sha256(path), entry.edges_sha256)
+        found, expected = (
+            (_sha256(path), entry.sha256) if whole else (_edges_sha256(path), entry.edges_sha256)
+        )
         if found != expected:
-            raise ValueError(f"beton {str(path)!r} is corrupted or foreign: sha256 {found[:12]} instead of {expected[:12]}; {remedy}")
+            raise ValueError(
+                f"beton {str(path)!r} is corrupted or foreign: sha256 {found[:12]} instead of "
+                f"{expected[:12]}; {remedy}"
+            )
     return path
 
 

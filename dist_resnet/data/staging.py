@@ -11,22 +11,34 @@ from pathlib import Path
 
 from dist_resnet.data import manifest
 from dist_resnet.data.manifest import Manifest
-from dist_resnet.distributed import World
+from dist_resnet.runtime.distributed import World
 
 SPARE = 2**28  # bytes to leave free on a node's disk
 
 
 @contextlib.contextmanager
-def staged(source: Path, betons: Manifest, splits: tuple[str, ...], run_dir: Path, world: World,
-           warn: Callable[[str], None]) -> Iterator[Path]:
-    """The directory to read the betons of `splits` from: a verified copy below $SLURM_TMPDIR or $TMPDIR, removed at the end.
+def staged(
+    source: Path,
+    betons: Manifest,
+    splits: tuple[str, ...],
+    run_dir: Path,
+    world: World,
+    warn: Callable[[str], None],
+) -> Iterator[Path]:
+    """The directory to read the betons of `splits` from: a verified copy below $SLURM_TMPDIR or
+    $TMPDIR, removed at the end.
 
-    Where a node has no such directory or too little room there, `warn` is told and its workers read `source`. Every rank
-    calls; the first of each node copies. A copy that a killed start of the same run has left is used again."""
+    Where a node has no such directory or too little room there, `warn` is told and its workers read
+    `source`. Every rank calls; the first of each node copies. A copy that a killed start of the
+    same run has left is used again."""
     target = _target(run_dir, betons)
     with ThreadPoolExecutor(1) as pool:
-        copying = pool.submit(_stage, source, target, betons, splits if world.local_rank == 0 else ())
-        while not all(world.gather(copying.done())):  # not one collective, which would end the run after train.timeout_s
+        copying = pool.submit(
+            _stage, source, target, betons, splits if world.local_rank == 0 else ()
+        )
+        while not all(
+            world.gather(copying.done())
+        ):  # not one collective, which would end the run after train.timeout_s
             time.sleep(0.2)
     for message in world.gather(copying.result()):
         if message:
@@ -36,10 +48,14 @@ def staged(source: Path, betons: Manifest, splits: tuple[str, ...], run_dir: Pat
         yield used
     finally:
         if target and world.local_rank == 0:
-            shutil.rmtree(target, ignore_errors=True)  # companions that still read it keep the open file
+            shutil.rmtree(
+                target, ignore_errors=True
+            )  # companions that still read it keep the open file
 
 
-def _stage(source: Path, target: Path | None, betons: Manifest, splits: tuple[str, ...]) -> str | None:
+def _stage(
+    source: Path, target: Path | None, betons: Manifest, splits: tuple[str, ...]
+) -> str | None:
     """What went wrong, if anything did. Without splits there is nothing to do."""
     if not splits:
         return None
@@ -58,8 +74,11 @@ def _target(run_dir: Path, betons: Manifest) -> Path | None:
     for name in ("SLURM_TMPDIR", "TMPDIR"):
         parent = os.environ.get(name)
         if parent and Path(parent).is_dir():
-            node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # in case they share that directory
-            return Path(parent) / f"dist_resnet-{node}-{manifest.digest_of(str(run_dir.resolve()))}-{betons.digest()}"
+            node = (
+                os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+            )  # in case they share that directory
+            run = manifest.digest_of(str(run_dir.resolve()))
+            return Path(parent) / f"dist_resnet-{node}-{run}-{betons.digest()}"
     return None
 
 
@@ -73,7 +92,13 @@ def _copy(source: Path, target: Path, betons: Manifest, splits: tuple[str, ...])
             continue
         needed, free = betons.splits[split].bytes, shutil.disk_usage(target).free
         if needed + SPARE > free:
-            raise OSError(f"{betons.splits[split].file} has {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free there")
-        shutil.copyfile(manifest.verify(source, betons, split, contents=False), target / betons.splits[split].file)
+            raise OSError(
+                f"{betons.splits[split].file} has {needed / 2**20:,.0f} MiB and "
+                f"{free / 2**20:,.0f} MiB are free there"
+            )
+        shutil.copyfile(
+            manifest.verify(source, betons, split, contents=False),
+            target / betons.splits[split].file,
+        )
         manifest.verify(target, betons, split)
     betons.save(target)

@@ -1,10 +1,10 @@
 """The 6n+2 ResNets for 32x32 images: He et al. 2015, "Deep Residual Learning", section 4.2.
 
-Pre-activation blocks: He et al. 2016, "Identity Mappings", figure 4e. Widening: Zagoruyko and Komodakis 2016.
-"""
+Pre-activation blocks: He et al. 2016, "Identity Mappings", figure 4e. Widening: Zagoruyko and
+Komodakis 2016."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dist_resnet.config import Model
+from dist_resnet.config import CifarModel
 
 
 class Shortcut(nn.Module):
@@ -27,9 +27,12 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: convolutions of the given (kernel, channels), the first 3x3 with the stride."""
+    """A residual block: convolutions of the given (kernel, channels), the first 3x3 with the
+    stride."""
 
-    def __init__(self, config: Model, inputs: int, layers: list[tuple[int, int]], stride: int) -> None:
+    def __init__(
+        self, config: CifarModel, inputs: int, layers: list[tuple[int, int]], stride: int
+    ) -> None:
         super().__init__()
         self.order = config.block_order
         outputs, strided = layers[-1][1], [kernel for kernel, _ in layers].index(3)
@@ -37,17 +40,31 @@ class Block(nn.Module):
         channels = inputs
         for i, (kernel, width) in enumerate(layers):
             normed = config.bn == "all" or i == 0
-            self.convs.append(nn.Conv2d(channels, width, kernel, stride if i == strided else 1, kernel // 2, bias=not normed))
+            self.convs.append(
+                nn.Conv2d(
+                    channels,
+                    width,
+                    kernel,
+                    stride if i == strided else 1,
+                    kernel // 2,
+                    bias=not normed,
+                )
+            )
             features = channels if self.order == "preact" else width
             self.norms.append(nn.BatchNorm2d(features) if normed else nn.Identity())
             channels = width
+        self.shortcut: nn.Module
         if stride == 1 and inputs == outputs:
             self.shortcut = nn.Identity()
         elif config.shortcut == "A":
             self.shortcut = Shortcut(outputs - inputs, stride)
         else:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = projection if self.order == "preact" else nn.Sequential(projection, nn.BatchNorm2d(outputs))
+            self.shortcut = (
+                projection
+                if self.order == "preact"
+                else nn.Sequential(projection, nn.BatchNorm2d(outputs))
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.order == "preact":
@@ -70,9 +87,10 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 convolution, three stages of n blocks with 16k, 32k, 64k channels at 32, 16, 8 pixels, mean, linear."""
+    """A 3x3 convolution, three stages of n blocks with 16k, 32k, 64k channels at 32, 16, 8 pixels,
+    mean, linear."""
 
-    def __init__(self, config: Model, num_classes: int) -> None:
+    def __init__(self, config: CifarModel, num_classes: int) -> None:
         super().__init__()
         n = (config.depth - 2) // (6 if config.block == "basic" else 9)
         preact = config.block_order == "preact"
@@ -81,7 +99,11 @@ class ResNet(nn.Module):
         blocks, channels = [], 16
         for stage in range(3):
             width = 16 * config.width * 2**stage
-            layers = [(3, width)] * 2 if config.block == "basic" else [(1, width), (3, width), (1, 4 * width)]
+            layers = (
+                [(3, width)] * 2
+                if config.block == "basic"
+                else [(1, width), (3, width), (1, 4 * width)]
+            )
             for i in range(n):
                 blocks.append(Block(config, channels, layers, stride=2 if stage and i == 0 else 1))
                 channels = layers[-1][1]
@@ -89,7 +111,9 @@ class ResNet(nn.Module):
         self.last_norm = nn.BatchNorm2d(channels) if preact else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)
         self.preact = preact
-        self.recompute = False  # activations inside of blocks, in the backward pass, in place of keeping them
+        self.recompute = (
+            False  # activations inside of blocks, in the backward pass, in place of keeping them
+        )
         self._initialise(config.zero_init_last_gamma)
 
     def _initialise(self, zero_last_gamma: bool) -> None:
@@ -102,20 +126,34 @@ class ResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
         if zero_last_gamma:
             for block in self.blocks:
-                closes_branch = block.order in ("paper", "no_final_relu") and isinstance(block.norms[-1], nn.BatchNorm2d)
-                nn.init.zeros_(block.norms[-1].weight if closes_branch else block.convs[-1].weight)
+                assert isinstance(block, Block)
+                norm, conv = block.norms[-1], block.convs[-1]
+                normed = isinstance(norm, nn.BatchNorm2d)
+                closes_branch = block.order in ("paper", "no_final_relu") and normed
+                nn.init.zeros_((norm if closes_branch else conv).get_parameter("weight"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, 3, H, W) -> logits (N, num_classes)."""
         x = self.conv(x) if self.preact else F.relu(self.norm(self.conv(x)))
         for block in self.blocks:
             if self.recompute and self.training:
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda b=block: (nullcontext(), _statistics_kept(b)))
+                x = checkpoint(
+                    block,
+                    x,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                    context_fn=partial(_recomputation, block),
+                )
             else:
                 x = block(x)
         if self.preact:
             x = F.relu(self.last_norm(x))
         return self.fc(x.mean((2, 3)))
+
+
+def _recomputation(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """What surrounds a block's first forward pass, and its second."""
+    return nullcontext(), _statistics_kept(block)
 
 
 @contextmanager
@@ -132,14 +170,15 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def build(config: Model, num_classes: int = 10) -> ResNet:
+def build(config: CifarModel, num_classes: int = 10) -> ResNet:
     return ResNet(config, num_classes)
 
 
 def _paper(name: str, num_classes: int = 10) -> ResNet:
     """The paper's network: basic blocks, option A, BN before the addition."""
-    return build(Model(name=name), num_classes)
+    return build(CifarModel(name=name), num_classes)
 
 
 resnet20, resnet32, resnet44, resnet56, resnet110, resnet1202 = (
-    partial(_paper, f"resnet{depth}") for depth in (20, 32, 44, 56, 110, 1202))
+    partial(_paper, f"resnet{depth}") for depth in (20, 32, 44, 56, 110, 1202)
+)

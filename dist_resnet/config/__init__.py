@@ -1,0 +1,27 @@
+"""What is to be trained: every setting, and the schedule that follows from them. No torch."""
+
+from dist_resnet.config.data import Batch, Data
+from dist_resnet.config.model import CifarModel, ImagenetModel, Model, SpeedrunModel
+from dist_resnet.config.root import Config, differences
+from dist_resnet.config.section import key_of, parse_length, require, setting
+from dist_resnet.config.training import Optim, Scaling, Schedule, Tracking, Train
+
+__all__ = [
+    "Batch",
+    "CifarModel",
+    "Config",
+    "Data",
+    "ImagenetModel",
+    "Model",
+    "Optim",
+    "Scaling",
+    "Schedule",
+    "SpeedrunModel",
+    "Tracking",
+    "Train",
+    "differences",
+    "key_of",
+    "parse_length",
+    "require",
+    "setting",
+]

@@ -1,0 +1,91 @@
+"""A whole configuration: its sections, what must fit between them, and how it is told from another.
+
+A configuration is a YAML file of sections plus dotted overrides (`--optim.lr 0.2`). A key works or
+raises: unknown keys, wrong types and values out of range are ValueErrors that name the key, the
+value
+and what would be valid. The defaults are the CIFAR-10 recipe of He et al. 2015 (section 4.2).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_resnet.config.data import Batch, Data
+from dist_resnet.config.model import CifarModel, Model
+from dist_resnet.config.section import Section, key_of, require
+from dist_resnet.config.training import Optim, Scaling, Schedule, Tracking, Train
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model = CifarModel()
+    data: Data = Data()
+    batch: Batch = Batch(per_worker=128)
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    scaling: Scaling = Scaling()
+    train: Train = Train()
+    tracking: Tracking = Tracking()
+
+    def __post_init__(self) -> None:
+        require(
+            not self.train.activation_checkpointing or self.model.family == "cifar",
+            "train.activation_checkpointing",
+            True,
+            "is for family cifar only; leave it out",
+        )
+        one_size = self.data.min_resolution is None
+        require(
+            not self.train.cuda_graph or (self.optim.name == "sgd" and one_size),
+            "train.cuda_graph",
+            True,
+            "needs optim.name sgd and images of one size throughout (no data.min_resolution)",
+        )
+
+    def sections(self) -> Iterator[tuple[str, Section]]:
+        for field in dataclasses.fields(self):
+            yield field.name, getattr(self, field.name)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested values, as the YAML file has them."""
+        return {
+            name: {
+                key_of(field): _plain(getattr(section, field.name))
+                for field in dataclasses.fields(section)
+            }
+            for name, section in self.sections()
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value."""
+        return {
+            f"{section}.{key}": value
+            for section, values in self.to_dict().items()
+            for key, value in values.items()
+        }
+
+    def digest(self) -> str:
+        """Sixteen hex digits that differ for any two configurations that differ."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value in a, value in b), where they differ; None where the other family has no
+    such key."""
+    left, right = a.flat(), b.flat()
+    keys = dict.fromkeys([*left, *right])
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}

@@ -1,0 +1,180 @@
+"""The Plan: everything that follows from the recipe, the world size and the number of samples,
+derived once.
+
+Sources: He et al. 2015, section 4.2 (milestones, the constant warmup of ResNet-110); Goyal et al.
+2017, sections 2.1-2.2 (linear scaling, gradual warmup, the same number of images at any batch);
+Hoffer et al. 2017, section 5 (the same number of updates at any batch)."""
+
+import math
+from dataclasses import dataclass
+
+from dist_resnet.config import Config, parse_length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps count from 0: `lr_at(s)` is the learning rate of the update that makes step s into s +
+    1."""
+
+    world_size: int
+    local_batch: int  # samples of one worker and step
+    global_batch: int
+    k: float  # global batch / reference batch
+    train_samples: int
+    steps_per_epoch: (
+        int  # an incomplete last batch is left out; every epoch has an order of its own
+    )
+    schedule_steps: int  # where the recipe ends at this batch
+    last_step: int  # where this run ends: the same, or train.max_steps
+    peak_lr: float
+    decay: str
+    milestones: tuple[int, ...]
+    gamma: float
+    warmup: str
+    warmup_steps: int
+    warmup_lr: float
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    resolution: int | None = None
+    min_resolution: int | None = None
+    ramp: tuple[float, float] = (0.0, 1.0)
+
+    def lr_at(self, step: int) -> float:
+        if step < self.warmup_steps:
+            if self.warmup == "constant":
+                return self.warmup_lr
+            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * (step + 1) / self.warmup_steps
+        if self.decay == "milestones":
+            return self.peak_lr * self.gamma ** sum(step >= m for m in self.milestones)
+        part = (step - self.warmup_steps) / max(1, self.schedule_steps - self.warmup_steps)
+        return self.peak_lr * (
+            1 - part if self.decay == "linear" else (1 + math.cos(math.pi * part)) / 2
+        )
+
+    def resolution_at(self, epoch: int) -> int:
+        """Pixels a side of an epoch's training images: rising linearly over the ramp, in steps of
+        32 (as in ffcv-imagenet)."""
+        assert self.resolution is not None
+        if self.min_resolution is None:
+            return self.resolution
+        done = epoch * self.steps_per_epoch / self.schedule_steps
+        begin, end = self.ramp
+        part = min(1.0, max(0.0, (done - begin) / (end - begin)))
+        if part == 1:
+            return self.resolution
+        rise = 32 * round(part * (self.resolution - self.min_resolution) / 32)
+        return min(self.resolution, self.min_resolution + rise)
+
+    def logs_at(self, step: int) -> bool:
+        """Whether sums are reduced once `step` updates are done. Holds at every evaluation and
+        checkpoint of the plan too; one that a signal asks for may come in between, and keeps what
+        is pending."""
+        return step % self.log_every == 0 or self.evaluates_at(step) or self.saves_at(step)
+
+    def evaluates_at(self, step: int) -> bool:
+        return step % self.evaluate_every == 0 or step == self.last_step
+
+    def saves_at(self, step: int) -> bool:
+        return step % self.checkpoint_every == 0 or self.evaluates_at(step)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table that is printed at the start."""
+        falls = {
+            "milestones": f"x {self.gamma:g} at "
+            + (", ".join(f"{m:,}" for m in self.milestones) or "no step"),
+            "linear": "linearly to 0",
+            "cosine": "along a cosine to 0",
+        }[self.decay]
+        warmup = {
+            "none": "none",
+            "constant": f"{self.warmup_lr:g} for {self.warmup_steps:,} steps",
+            "linear": f"{self.warmup_lr:g} to {self.peak_lr:g} in {self.warmup_steps:,} steps",
+        }[self.warmup]
+        if self.warmup == "constant" and self.k > 1:
+            warmup += " (at k > 1 Goyal et al. found --schedule.warmup linear better)"
+        return [
+            (
+                "global batch",
+                f"{self.global_batch:,} = {self.world_size} workers x {self.local_batch:,}; k = "
+                f"{self.k:g}",
+            ),
+            ("learning rate", f"{self.peak_lr:g}, {falls}"),
+            ("warmup", warmup),
+            (
+                "steps",
+                f"{self.last_step:,} of the recipe's {self.schedule_steps:,}; "
+                f"{self.steps_per_epoch:,} per epoch",
+            ),
+            (
+                "epochs",
+                f"{self.last_step / self.steps_per_epoch:.1f} of {self.train_samples:,} samples",
+            ),
+            (
+                "every",
+                f"log {self.log_every:,}, evaluate {self.evaluate_every:,}, checkpoint "
+                f"{self.checkpoint_every:,} steps",
+            ),
+        ]
+
+
+def plan(config: Config, world_size: int, train_samples: int) -> Plan:
+    """Derive the Plan. Raises ValueError where batch, world size and data set do not fit
+    together."""
+    global_batch = config.batch.global_ or (config.batch.per_worker or 0) * world_size
+    if global_batch % world_size:
+        near = max(1, round(global_batch / world_size)) * world_size
+        raise ValueError(
+            f"batch.global = {global_batch} does not divide by {world_size} workers: "
+            f"set --batch.global {near}, or another number of workers"
+        )
+    if global_batch > train_samples:
+        raise ValueError(
+            f"the global batch of {global_batch} is larger than the {train_samples} training "
+            "samples: "
+            "lower batch.per_worker or batch.global, or use fewer workers"
+        )
+    recipe, k = config.schedule, global_batch / config.schedule.reference_batch
+    lr_factor = {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}[config.scaling.lr]
+    steps_per_epoch = train_samples // global_batch
+
+    def at_this_batch(recipe_steps: float) -> int:
+        return round(recipe_steps if config.scaling.milestones == "steps" else recipe_steps / k)
+
+    def period(key: str) -> int:
+        count, unit = parse_length(f"train.{key}", getattr(config.train, key))
+        return max(1, round(count * (steps_per_epoch if unit == "epochs" else 1)))
+
+    schedule_steps = max(1, at_this_batch(recipe.steps))
+    warmup, unit = parse_length("schedule.warmup_length", recipe.warmup_length)
+    if unit == "epochs":
+        warmup *= train_samples / recipe.reference_batch
+    if recipe.warmup != "none" and at_this_batch(warmup) >= schedule_steps:
+        raise ValueError(
+            f"schedule.warmup_length = {recipe.warmup_length!r} is {at_this_batch(warmup)} of "
+            f"{schedule_steps} steps: "
+            "shorten it, or raise schedule.steps"
+        )
+    return Plan(
+        world_size=world_size,
+        local_batch=global_batch // world_size,
+        global_batch=global_batch,
+        k=k,
+        train_samples=train_samples,
+        steps_per_epoch=steps_per_epoch,
+        schedule_steps=schedule_steps,
+        last_step=min(schedule_steps, config.train.max_steps or schedule_steps),
+        peak_lr=config.optim.lr * lr_factor,
+        decay=recipe.decay,
+        milestones=tuple(at_this_batch(m) for m in recipe.milestones),
+        gamma=recipe.gamma,
+        warmup=recipe.warmup,
+        warmup_steps=0 if recipe.warmup == "none" else at_this_batch(warmup),
+        warmup_lr=recipe.warmup_lr * lr_factor,
+        log_every=period("log_every"),
+        evaluate_every=period("evaluate_every"),
+        checkpoint_every=period("checkpoint_every"),
+        resolution=config.data.resolution,
+        min_resolution=config.data.min_resolution,
+        ramp=config.data.ramp,
+    )

@@ -1,0 +1,89 @@
+"""Crop and flip on a GPU: gathered, cropped and flipped by one kernel, with the draws of stream.py.
+
+The same in torch's operations (sampling.augment) is 65 of them a batch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from dist_resnet.data import sampling
+from dist_resnet.data.sampling import DX_SHIFT, DY_SHIFT, FIELD, MIX_1, MIX_2, Augment
+
+BLOCK = 1024  # bytes of the output that one program writes
+_MIX_1, _MIX_2, _DX, _DY, _FIELD = (
+    tl.constexpr(v) for v in (MIX_1, MIX_2, DX_SHIFT, DY_SHIFT, FIELD)
+)
+
+
+@triton.jit
+def mix(x):
+    """stream.mix, on uint64."""
+    x = (x ^ (x >> 30)) * _MIX_1
+    x = (x ^ (x >> 27)) * _MIX_2
+    return x ^ (x >> 31)
+
+
+@triton.jit(do_not_specialize=["crop_key", "flip_key", "turned"])
+def kernel(
+    images,
+    ids,
+    out,
+    crop_key,
+    flip_key,
+    turned,
+    red,
+    green,
+    blue,
+    height,
+    width,
+    pad: tl.constexpr,
+    flips: tl.constexpr,
+    block: tl.constexpr,
+):
+    """Program (i, j) writes bytes j * block ... of image i; out[y, x] as in data/augment.py."""
+    sample = tl.load(ids + tl.program_id(0)).to(tl.int64)
+    hashed = mix(sample.to(tl.uint64))
+    crop = mix(hashed ^ crop_key.to(tl.uint64))
+    dy = ((crop >> _DY) & _FIELD).to(tl.int32) % (2 * pad + 1) - pad
+    dx = ((crop >> _DX) & _FIELD).to(tl.int32) % (2 * pad + 1) - pad
+    size = height * width * 3
+    k = tl.program_id(1) * block + tl.arange(0, block)
+    colour, column, row = k % 3, k // 3 % width, k // (3 * width) + dy
+    if flips:
+        flipped = ((mix(hashed ^ flip_key.to(tl.uint64)) & 1).to(tl.int32) ^ turned) != 0
+        column = tl.where(flipped, width - 1 - column, column)
+    column += dx
+    seen = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pixels = tl.load(
+        images + sample * size + (row * width + column) * 3 + colour,
+        mask=seen & (k < size),
+        other=0,
+    )
+    fill = tl.where(colour == 0, red, tl.where(colour == 1, green, blue)).to(tl.uint8)
+    tl.store(
+        out + tl.program_id(0).to(tl.int64) * size + k, tl.where(seen, pixels, fill), mask=k < size
+    )
+
+
+def crop_flip(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -> torch.Tensor:
+    """What sampling.augment answers: uint8 (N, H, W, 3) of images, uint8 (samples, H, W, 3), and
+    ids, int64 (N,), on one GPU."""
+    _, height, width, _ = images.shape
+    out = torch.empty((len(ids), *images.shape[1:]), dtype=torch.uint8, device=images.device)
+    crop_key, flip_key, turned = (sampling.signed(int(value)) for value in how.keys(epoch))
+    kernel[(len(ids), triton.cdiv(height * width * 3, BLOCK))](
+        images,
+        ids,
+        out,
+        crop_key,
+        flip_key,
+        turned,
+        *how.fill,
+        height,
+        width,
+        how.pad,
+        how.flip != "none",
+        BLOCK,
+    )
+    return out

@@ -1,0 +1,1 @@
+"""Betons written: from images wherever they come from."""

@@ -1,0 +1,260 @@
+"""Where images come from: CIFAR in every form that people have it, and trees of images by class."""
+
+import io
+import lzma
+import pickle
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from dist_resnet.prepare.betons import Dataset
+from dist_resnet.prepare.encoding import Encoding, Samples
+
+IMAGE = re.compile(
+    r"(?:^|/)(train|test|val)/([^/]+)/([^/]+\.(?:png|jpe?g|bmp|webp|ppm))$", re.IGNORECASE
+)
+ARCHIVES = ("*.tar", "*.tar.xz", "*.tar.gz", "*.tgz")
+
+
+@dataclass(frozen=True)
+class OfficialForm:
+    """How a CIFAR data set's own archive of python pickles is laid out."""
+
+    folder: str
+    archive: str
+    meta: str
+    names: str  # of the classes, in `meta`
+    labels: str
+    train: tuple[str, ...]
+    test: str
+    torchvision: str
+
+
+CIFAR = {
+    "cifar10": OfficialForm(
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        meta="batches.meta",
+        names="label_names",
+        labels="labels",
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test="test_batch",
+        torchvision="CIFAR10",
+    ),
+    "cifar100": OfficialForm(
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        meta="meta",
+        names="fine_label_names",
+        labels="fine_labels",
+        train=("train",),
+        test="test",
+        torchvision="CIFAR100",
+    ),
+}
+
+
+class Unavailable(RuntimeError):
+    """The data set is nowhere to be had: the one failure for which the quickstart takes another."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
+def cifar(name: str, source: Path | None, data_folder: Path) -> Dataset:
+    """CIFAR-10 or CIFAR-100 from `source`, else from a copy in data_folder, else downloaded there
+    by torchvision.
+
+    source: an ImageFolder tree, a folder of archives of one, the folder or the archive of the
+    official python batches. Raises ValueError for a source that holds none of these, Unavailable
+    where nothing can be had."""
+    form = CIFAR[name]
+    if source is None:
+        copies = [p for p in (data_folder / form.folder, data_folder / form.archive) if p.exists()]
+        source = copies[0] if copies else _download(name, data_folder)
+    if not source.exists():
+        raise ValueError(f"--source {source}: no such file or folder")
+    if source.name == form.archive:
+        return _from_batches(name, _files_of_archive(source), source)
+    if source.is_dir():
+        for folder in (source, source / form.folder):
+            if (folder / form.meta).exists():
+                return _from_batches(
+                    name,
+                    ((p.name, p.read_bytes()) for p in folder.iterdir() if p.is_file()),
+                    source,
+                )
+        if (source / form.archive).exists():
+            return _from_batches(name, _files_of_archive(source / form.archive), source)
+        archives = sorted(path for pattern in ARCHIVES for path in source.glob(pattern))
+        files = (
+            _files_of_tree(source)
+            if (source / "train").is_dir()
+            else (f for a in archives for f in _files_of_archive(a))
+        )
+        return _from_pngs(name, files, source)
+    return _from_pngs(name, _files_of_archive(source), source)
+
+
+def imagefolder(name: str, source: Path, how: Encoding) -> Dataset:
+    """A tree train/<class>/<image> and test/ or val/ likewise; images are read while they are
+    written, in a random order.
+
+    how.mode: raw, jpg, or auto: raw where the first images of the training set are all of one size
+    up to 64 pixels."""
+    evaluation = next((s for s in ("test", "val") if (source / s).is_dir()), None)
+    if not (source / "train").is_dir() or evaluation is None:
+        raise ValueError(
+            f"--source {source}: must hold train/<class>/<image> and test/<class>/<image> (or val/)"
+        )
+    classes = sorted(p.name for p in (source / "train").iterdir() if p.is_dir())
+    train, test = (_tree(source / split, classes) for split in ("train", evaluation))
+    if how.mode == "auto":
+        sizes = {_size(path) for path, _ in train[:100]} - {None}
+        small = len(sizes) == 1 and all(size is not None and max(size) <= 64 for size in sizes)
+        how = replace(how, mode="raw" if small else "jpg")
+    return Dataset(
+        name, classes, _from_paths(train), _from_paths(test), str(source), how, shuffled=True
+    )
+
+
+def _tree(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    found = sorted(
+        (path, path.parent.name) for path in folder.glob("*/*") if IMAGE.search(path.as_posix())
+    )
+    unknown = sorted({c for _, c in found} - set(classes))
+    if unknown or not found:
+        raise ValueError(
+            f"{folder}: "
+            + (
+                f"classes {', '.join(unknown)} are not in train/"
+                if unknown
+                else "holds no <class>/<image> (png, jpg, bmp, webp, ppm)"
+            )
+        )
+    return [(path, classes.index(c)) for path, c in found]
+
+
+def _from_paths(entries: list[tuple[Path, int]]) -> Samples:
+    return Samples(
+        np.array([label for _, label in entries]),
+        lambda i: _decode(entries[i][0]),
+        lambda i: str(entries[i][0]),
+    )
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """None for what is no image: the preparation will say so."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError:
+        return None
+
+
+def _decode(file: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _from_pngs(name: str, files: Iterator[tuple[str, bytes]], source: Path) -> Dataset:
+    found: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
+    for path, content in files:
+        match = IMAGE.search(path)
+        if match and match[1] in found:
+            found[match[1]].append((match[2], match[3], content))
+    if not found["train"] or not found["test"]:
+        raise ValueError(
+            f"--source {source}: found {len(found['train'])} training and {len(found['test'])} "
+            "test images; give an "
+            "ImageFolder tree (train/<class>/*.png, test/<class>/*.png), a folder of tar archives "
+            "of one, "
+            f"{CIFAR[name].folder} or {CIFAR[name].archive}"
+        )
+    classes = sorted({c for c, _, _ in found["train"]})
+
+    def split(entries: list[tuple[str, str, bytes]]) -> Samples:
+        entries = sorted(entries)
+        labels = np.array([classes.index(c) for c, _, _ in entries])
+        return Samples(
+            labels,
+            lambda i: _decode(io.BytesIO(entries[i][2])),
+            lambda i: f"{entries[i][0]}/{entries[i][1]} of {source}",
+        )
+
+    return Dataset(name, classes, split(found["train"]), split(found["test"]), str(source))
+
+
+def _from_batches(name: str, files: Iterator[tuple[str, bytes]], source: Path) -> Dataset:
+    """The official pickles: rows of 3072 bytes, channel by channel."""
+    form = CIFAR[name]
+    wanted = {form.meta, form.test, *form.train}
+    content = {
+        PurePosixPath(path).name: pickle.loads(data, encoding="latin1")
+        for path, data in files
+        if PurePosixPath(path).name in wanted
+    }
+    missing = wanted - set(content)
+    if missing:
+        raise ValueError(
+            f"--source {source}: {', '.join(sorted(missing))} missing; is it a whole "
+            f"{form.archive}?"
+        )
+
+    def split(parts: Sequence[str]) -> Samples:
+        pixels = (
+            np.concatenate([content[p]["data"] for p in parts])
+            .reshape(-1, 3, 32, 32)
+            .transpose(0, 2, 3, 1)
+        )
+        return Samples(
+            np.concatenate([content[p][form.labels] for p in parts]),
+            np.ascontiguousarray(pixels).__getitem__,
+        )
+
+    return Dataset(
+        name,
+        list(content[form.meta][form.names]),
+        split(form.train),
+        split([form.test]),
+        str(source),
+    )
+
+
+def _files_of_tree(root: Path) -> Iterator[tuple[str, bytes]]:
+    for path in root.glob("*/*/*"):
+        if path.is_file():
+            yield path.relative_to(root).as_posix(), path.read_bytes()
+
+
+def _files_of_archive(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    yield member.name, content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(
+            f"--source {path}: not a whole tar archive ({error}); fetch it again"
+        ) from None
+
+
+def _download(name: str, data_folder: Path) -> Path:
+    import torchvision  # imports torch: only where it is needed
+
+    data_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        getattr(torchvision.datasets, CIFAR[name].torchvision)(str(data_folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(
+            f"{name} is not in {data_folder} and cannot be downloaded ({error}): bring "
+            f"{CIFAR[name].archive} "
+            f"there, or name a copy with --source"
+        ) from None
+    return data_folder / CIFAR[name].folder

@@ -1,0 +1,1 @@
+"""Run directories read: compared, drawn, tabled. No torch."""

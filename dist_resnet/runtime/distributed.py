@@ -1,0 +1,90 @@
+"""World: rank, device, process group, reduce. The only reader of RANK and its kin."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+    local_rank: int = 0  # its number on its node
+    local_size: int = 1
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The elementwise sum over all ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def from_rank0(self, value: Any) -> Any:
+        """Rank 0's value (anything that pickles), on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (anything that pickles), in the order of the ranks, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, tensors: list[torch.Tensor]) -> None:
+        """Overwrite the tensors with rank 0's."""
+        for work in [dist.broadcast(tensor, src=0, async_op=True) for tensor in tensors]:
+            assert work is not None
+            work.wait()
+
+    def barrier(self) -> None:
+        self.sum(torch.zeros(1, device=self.device)).item()
+
+
+@contextmanager
+def connect(device: str, timeout_s: float) -> Iterator[World]:
+    """Join the process group that the six environment variables name; leave it at the end.
+
+    After an exception it is not left: the others would report a broken connection before this rank
+    has told the cause.
+    device: 'auto', 'cpu' or 'cuda'. A collective that waits longer than timeout_s ends the
+    process."""
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"{', '.join(missing)} not set: start workers with `dist-resnet train` or `torchrun`"
+        )
+    rank, local_rank, size, local_size = (int(os.environ[name]) for name in VARIABLES[:4])
+    chosen = choose_device(device, local_rank, local_size, torch.cuda.device_count())
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout_s),
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
+    yield World(rank, size, chosen, local_rank, local_size)
+    dist.destroy_process_group()
+
+
+def choose_device(device: str, local_rank: int, local_size: int, gpus: int) -> torch.device:
+    """A worker's own device. A worker that sees one GPU takes it, since launchers may bind one to
+    each."""
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if (gpus == 1 and local_size == 1) or (gpus == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")):
+        return torch.device("cuda", 0)
+    if local_size > gpus:
+        raise ValueError(
+            f"{local_size} workers on this node but {gpus} GPUs: use --workers-per-node "
+            f"{max(gpus, 1)}, "
+            "or --train.device cpu"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,30 @@
+"""Requests to stop, as flags: a handler only notes the signal; the training loop acts on it between
+two steps."""
+
+import signal
+from types import FrameType
+
+COMPLETED, PREEMPTED, TERMINATED = (
+    "completed",
+    "preempted",
+    "terminated",
+)  # how a start of a training ends
+MEANING = {signal.SIGUSR2: PREEMPTED, signal.SIGTERM: TERMINATED}
+
+
+class StopSignal:
+    """Installs handlers for SIGUSR2 (submitit: preemption, or the time limit is near) and SIGTERM.
+
+    `requested` is None until one arrives, then "preempted" or "terminated". `before` holds the
+    handlers found, for a launcher that wants to run its own once everything is saved."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self.before = {number: signal.signal(number, self._note) for number in MEANING}
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, MEANING
+        )  # batch scripts block them until there is a handler
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested != TERMINATED:  # who terminates wants no second start
+            self.requested = MEANING[signal.Signals(number)]

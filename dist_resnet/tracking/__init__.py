@@ -1,0 +1,1 @@
+"""What a training says: console, metrics.jsonl, Weights & Biases."""

@@ -1,0 +1,188 @@
+"""One Weights & Biases run, which can neither block nor end a training. The only importer of wandb.
+
+Every call is guarded: the first failure turns W&B off and says so. metrics.jsonl and summary.json
+have every figure."""
+
+import contextlib
+import netrc
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+
+from dist_resnet.config import Tracking
+
+WANDB_LIMITS = {"init_timeout": 20, "finish_timeout": 20, "finish_timeout_raises": True}  # seconds
+
+
+class WandbRun:
+    """The W&B run of a RUN_DIR: the same one however often the training is started again.
+
+    say: where to tell what is going on."""
+
+    def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
+        self.run_dir, self.say, self._run = run_dir, say, None
+        self.id = ""
+
+    def start(
+        self,
+        config: Tracking,
+        full_config: dict[str, Any],
+        tags: Sequence[str],
+        wandb_id: str,
+        records: Sequence[dict[str, Any]],
+    ) -> None:
+        """wandb_id: that of the checkpoint; '' for the one that a sweep's agent has given, or was
+        stored, or a new one.
+        records: those of metrics.jsonl, of which a killed process may not have sent the last."""
+        stored = self.run_dir / "wandb" / "run_id"
+        self.id = (
+            wandb_id
+            or os.environ.get("WANDB_RUN_ID")
+            or (stored.read_text().strip() if stored.exists() else "")
+            or secrets.token_hex(4)
+        )
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_text(self.id + "\n")
+        if config.wandb == "disabled":
+            return
+        mode = config.wandb
+        if mode == "online" and not _has_key():
+            self.say(
+                "W&B: no API key (WANDB_API_KEY, or `wandb login`), so this run is logged offline"
+            )
+            mode = "offline"
+        for attempt in dict.fromkeys((mode, "offline")):
+            try:
+                self._run = self._init(config, full_config, tags, attempt)
+                break
+            except Exception as error:  # whatever it is, the training goes on
+                self.say(f"W&B: cannot start {attempt} ({_short(error)})")
+                _end_helper()
+        if self._run and attempt == "offline":
+            self.say(f"W&B: offline; send it later with `wandb sync {self._run.settings.sync_dir}`")
+        elif self._run:
+            for record in records:
+                if record["step"] >= self._run.starting_step:
+                    self.log(
+                        record["step"],
+                        {k: v for k, v in record.items() if k != "step" and v is not None},
+                    )
+
+    def _init(
+        self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], mode: str
+    ) -> Any:
+        wandb = _wandb()
+        run = wandb.init(
+            mode=mode,
+            id=self.id,
+            resume="allow" if mode == "online" else None,
+            name=self.run_dir.name,
+            project=config.project,
+            entity=config.entity,
+            group=config.group,
+            job_type="train",
+            tags=sorted({*tags, *config.tags}),
+            config=full_config,
+            dir=str(self.run_dir),
+            settings=wandb.Settings(silent=True, console="off", disable_git=False, **WANDB_LIMITS),
+        )
+        for metric in (
+            "train/*",
+            "test/*",
+            "val/*",
+            "lr",
+            "epoch",
+        ):  # W&B's own axis is the step; this adds the samples
+            run.define_metric(metric, step_metric="samples")
+        return run
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        self._guarded(lambda run: run.log(figures, step=step))
+
+    def mark_preempting(self) -> None:
+        """Lets a sweep's server give this run to an agent again."""
+        self._guarded(lambda run: run.mark_preempting())
+
+    def finish(
+        self,
+        summary: dict[str, Any] | None,
+        picture: Path | None,
+        top_losses: Sequence[dict[str, Any]],
+        artifact: Path | None,
+    ) -> None:
+        """The last words. top_losses: rows of a table, with uint8 (H, W, 3) under "image";
+        artifact: a file to keep there."""
+        if summary:
+            self._guarded(lambda run: run.summary.update(summary))
+        if picture:
+            self._guarded(lambda run: run.log({"curves": _wandb().Image(str(picture))}))
+        if top_losses:
+            self._guarded(lambda run: run.log({"top_losses": _table(top_losses)}))
+        if artifact:
+            self._guarded(
+                lambda run: run.log_artifact(
+                    str(artifact), name=f"checkpoint-{self.id}", type="model"
+                )
+            )
+        self._guarded(lambda run: run.finish())
+        self._run = None
+
+    def _guarded(self, call: Callable[[Any], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:  # its helper process may be gone, the server down, the disk full
+            self._run = None
+            _end_helper()
+            self.say(
+                f"W&B: off from here on ({_short(error)}); it may lack what came last, "
+                "metrics.jsonl has everything"
+            )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Any:
+    wandb = _wandb()
+    table = wandb.Table(columns=list(rows[0]))
+    for row in rows:
+        table.add_data(
+            *(
+                wandb.Image(value) if isinstance(value, np.ndarray) else value
+                for value in row.values()
+            )
+        )
+    return table
+
+
+def _wandb() -> Any:
+    import wandb  # takes half a second; only rank 0 and only where it is wanted
+
+    return wandb
+
+
+def _end_helper() -> None:
+    """End wandb's helper process: it holds the id of a run that failed, and at exit it would be
+    waited for."""
+    with contextlib.suppress(Exception):
+        _wandb().teardown()
+
+
+def _has_key() -> bool:
+    """Whether wandb.init will find a key where it looks; without one it would ask for it on a
+    terminal."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

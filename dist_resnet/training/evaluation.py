@@ -1,0 +1,95 @@
+"""Evaluation: every sample counted once, for any world size; and the images that a network gets
+most wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dist_resnet.data.loader import DataLoader
+from dist_resnet.models.normalise import Normalise
+from dist_resnet.runtime.distributed import World
+from dist_resnet.training.metrics import Means, Sums
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, data: DataLoader, normalise: Normalise, world: World, mirrored: bool = False
+) -> Means:
+    """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
+
+    All ranks answer with rank 0's running BN statistics. The ranks may have different numbers of
+    batches: the one collective comes after the last."""
+    world.broadcast([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+    model.eval()
+    sums = Sums(world.device)
+    for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
+        logits = predict(model, images, normalise, mirrored)
+        sums.add(logits, labels, F.cross_entropy(logits, labels))
+    means = sums.reduce(world)
+    model.train()
+    return means
+
+
+def predict(
+    model: nn.Module, images: torch.Tensor, normalise: Normalise, mirrored: bool
+) -> torch.Tensor:
+    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W); `mirrored`: the mean over the
+    images and their mirror images."""
+    inputs = normalise(images)
+    half = normalise.dtype != torch.float32
+    with torch.autocast(images.device.type, normalise.dtype, enabled=half):
+        logits = model.forward(
+            inputs
+        ).float()  # past torch.compile, which would compile for every size of batch
+        return (logits + model.forward(inputs.flip(3)).float()) / 2 if mirrored else logits
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """An evaluated image, and how far its network is from its label."""
+
+    probability: float  # of the label
+    sample: int
+    label: int
+    prediction: int
+    image: np.ndarray  # uint8 (H, W, 3)
+
+
+@torch.inference_mode()
+def top_losses(
+    model: nn.Module,
+    data: DataLoader,
+    normalise: Normalise,
+    world: World,
+    mirrored: bool,
+    count: int,
+) -> list[WorstImage]:
+    """The images whose label has the least probability, the worst first, over all ranks: those of
+    the largest losses.
+
+    Like evaluate, one collective at the end."""
+    if count == 0:
+        return []
+    found: list[WorstImage] = []
+    model.eval()
+    ids = np.arange(data.num_samples)[world.rank :: world.size]
+    seen = 0
+    for images, labels in data.batches(ids):
+        probabilities = predict(model, images, normalise, mirrored).softmax(1)
+        right = probabilities.gather(1, labels[:, None])[:, 0]
+        for i in right.argsort()[:count].tolist():
+            image = images[i].permute(1, 2, 0).cpu().numpy().copy()
+            prediction = int(probabilities[i].argmax())
+            found.append(
+                WorstImage(right[i].item(), int(ids[seen + i]), int(labels[i]), prediction, image)
+            )
+        found = _worst(found, count)
+        seen += len(labels)
+    return _worst([row for rows in world.gather(found) for row in rows], count)
+
+
+def _worst(images: list[WorstImage], count: int) -> list[WorstImage]:
+    return sorted(images, key=lambda w: (w.probability, w.sample))[:count]

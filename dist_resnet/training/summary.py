@@ -1,0 +1,63 @@
+"""summary.json: the result of a run that has reached its end, and what it was made with."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dist_resnet.training.loop import Training
+from dist_resnet.training.progress import THRESHOLDS
+
+PACKAGES = ("dist-resnet", "torch", "ffcv", "numpy", "wandb")
+
+
+def summary(run: Training, dataset: str) -> dict[str, Any]:
+    """Accuracies are the last evaluation's, under the name of its split ('test_top1' or
+    'val_top1'); the best apart."""
+    progress, split = run.progress, run.config.data.evaluate_on
+    seconds = progress.clock.booked()
+    samples = progress.step * run.plan.global_batch
+    to_top1 = {str(p): progress.seconds_to_top1.get(str(p)) for p in THRESHOLDS}
+    return {
+        "config_digest": run.config.digest(),
+        "dataset": dataset,
+        "model": run.config.model.name,
+        "world_size": run.world.size,
+        "device": run.world.device.type,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "steps": progress.step,
+        "samples": samples,
+        "evaluated_on": split,
+        **{f"{split}_{name}": progress.evaluated[name] for name in ("loss", "top1", "top5")},
+        f"best_{split}_top1": progress.best_top1,
+        "best_step": progress.best_step,
+        "images_per_second": samples / seconds["training"],
+        "seconds": seconds,
+        "seconds_to_top1": to_top1,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "git_commit": git_commit(),
+    }
+
+
+def write(run_dir: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: a run with a summary is complete."""
+    aside = run_dir / "summary.json.partial"
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(aside, run_dir / "summary.json")
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, with '+' where files differ from it; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""The commands of `dist-resnet`, a file each: options in, exit code out."""

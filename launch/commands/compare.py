@@ -1,0 +1,68 @@
+"""`dist-resnet compare`: tables, figures and a page of several runs."""
+
+import argparse
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_resnet.reports.comparison import Comparison, compare as compare_runs, seeds_of
+
+PIPED = 200  # columns, where nobody says how wide the reader's terminal is
+
+
+def compare(options: argparse.Namespace) -> int:
+    from dist_resnet.reports import tables
+
+    found = compare_runs(options.run_dirs)
+    texts = {"csv": tables.as_csv, "json": tables.as_json, "markdown": tables.as_markdown}
+    if options.format != "table":
+        sys.stdout.write(texts[options.format](found))
+    else:
+        _print_tables(tables.tables(found, _columns()))
+    if options.html:
+        names = ", ".join(path.name or str(path) for path in options.run_dirs[:3])
+        title = names + ("..." if len(options.run_dirs) > 3 else "")
+        options.html.write_text(tables.as_html(found, title), encoding="utf-8")
+    draw(found, options.figure)
+    for path in filter(None, (options.figure, options.html)):
+        print(f"written: {path}", file=sys.stderr)
+    return 0
+
+
+def draw(found: Comparison, path: Path) -> None:
+    """The figure: the seeds of one setting as one curve, as are runs that stand alone."""
+    from dist_resnet.reports import figures  # matplotlib
+
+    together = [runs for runs in seeds_of(found) if len(runs) > 1]
+    seeds = {run.path for runs in together for run in runs}
+    groups = together + [[run] for run in found.runs if run.path not in seeds]
+    drawn = []
+    for runs in groups:
+        results = [run.top1 for run in runs if run.top1 is not None]
+        mean = statistics.mean(results) if results else None
+        drawn.append(figures.Group([run.path for run in runs], found.settings(runs[0]), mean))
+    figures.draw_comparison(sorted(drawn, key=lambda group: -(group.top1 or 0)), path)
+
+
+def show(paths: Sequence[Path], figure: Path) -> int:
+    """What a training or a sweep ends with: the table, and where the curves are."""
+    from dist_resnet.reports import tables
+
+    _print_tables(tables.tables(compare_runs(paths), _columns()))
+    print(f"curves: {figure}")
+    return 0
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED
+
+
+def _print_tables(tables: Sequence[Table]) -> None:
+    console = Console(width=_columns())
+    for table in tables:
+        console.print(table)

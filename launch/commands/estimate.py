@@ -1,0 +1,87 @@
+"""`dist-resnet estimate`: what a training would take on a cluster, from steps measured on one
+worker."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_resnet.config import Config, config_file
+from dist_resnet.data import manifest
+from dist_resnet.reports import estimate as model
+from dist_resnet.reports.estimate import Link, Step
+
+
+def estimate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    config = config_file.load(options.config, overrides)
+    if not options.step and not options.measured:
+        raise ValueError(
+            "estimate: nothing measured; give --step BATCH:MILLISECONDS or --measured RUN_DIR"
+        )
+    link = Link.parse(options.link, options.latency)
+    step = Step.fit([*map(_parse, options.step), *map(_read, options.measured)])
+    samples = options.samples or manifest.load(Path(config.data.dir)).splits["train"].samples
+    most = options.nodes * options.gpus_per_node
+    counts = sorted({1, *(2**k for k in range(1, 13) if 2**k < most), most})
+    size = 4 * _parameters(config)
+    rows = [
+        model.estimate(config, step, link, size, samples, workers, options.batch)
+        for workers in counts
+    ]
+    best = model.best_batch(config, step, link, size, samples, most)
+    _show(
+        rows + ([best] if best else []),
+        f"{config.model.name}, {samples:,} images; the last row: the best batch per worker for "
+        f"{most} workers",
+    )
+    return 0
+
+
+def _parse(text: str) -> tuple[int, float]:
+    batch, _, milliseconds = text.partition(":")
+    try:
+        return int(batch), float(milliseconds) / 1e3
+    except ValueError:
+        raise ValueError(f"--step {text!r}: write BATCH:MILLISECONDS, such as 128:24.5") from None
+
+
+def _read(run_dir: Path) -> tuple[int, float]:
+    """(batch, seconds of a step) of a complete run of one worker."""
+    path = run_dir / "summary.json"
+    if not path.exists():
+        raise ValueError(f"--measured {run_dir}: no summary.json; name a complete run")
+    summary = json.loads(path.read_text())
+    if summary["world_size"] != 1:
+        raise ValueError(
+            f"--measured {run_dir}: was trained by {summary['world_size']} workers; measure with "
+            "--workers-per-node 1"
+        )
+    return summary["samples"] // summary["steps"], summary["seconds"]["training"] / summary["steps"]
+
+
+def _parameters(config: Config) -> int:
+    import torch
+
+    from dist_resnet import models
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in models.build(config.model, 10).parameters())
+
+
+def _show(rows: list[dict[str, float | None]], title: str) -> None:
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(
+            *(
+                "-"
+                if v is None
+                else f"{v:,.4g}"
+                if isinstance(v, float) and v < 1000
+                else f"{v:,.0f}"
+                for v in row.values()
+            )
+        )
+    Console(width=160).print(table)

@@ -1,0 +1,19 @@
+"""`dist-resnet evaluate`: a checkpoint of a run, exactly."""
+
+import argparse
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from launch.executors.task import single_worker
+
+    if not (options.run_dir / "config.yaml").exists():
+        raise ValueError(f"{options.run_dir} is not a run directory: it has no config.yaml")
+    single_worker()
+    from dist_resnet import worker
+
+    split, means = worker.evaluate(options.run_dir, options.checkpoint.upper(), options.split)
+    print(
+        f"{options.checkpoint}, {split}: loss {means.loss:.4f}, top-1 {100 * means.top1:.2f} %, "
+        f"top-5 {100 * means.top5:.2f} % of {means.samples:,} samples"
+    )
+    return 0

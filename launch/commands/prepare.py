@@ -1,0 +1,66 @@
+"""`dist-resnet prepare`: the betons of a data set."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_resnet.data import manifest
+
+
+def prepare(options: argparse.Namespace) -> int:
+    out = options.out or Path("data") / options.dataset
+    if (out / manifest.FILE).exists() and not options.force:
+        raise ValueError(f"--out {out} already holds betons: give another --out, or --force")
+    if not 1 <= options.jpeg_quality <= 100:
+        raise ValueError(f"--jpeg-quality {options.jpeg_quality}: must be 1 to 100")
+    _refuse_unread(options)
+    from dist_resnet.prepare import betons, shapes, sources  # imports torch
+    from dist_resnet.prepare.encoding import Encoding
+
+    is_cifar = options.dataset.startswith("cifar")
+    val = options.val if options.val is not None else 5000 if is_cifar else 0
+    if options.dataset == "shapes":
+        dataset = shapes.make(seed=options.seed)
+    elif options.dataset == "imagefolder":
+        if options.source is None:
+            raise ValueError(
+                "prepare imagefolder: --source is missing: name a tree with train/<class>/<image> "
+                "and test/ or val/"
+            )
+        skip = options.on_broken == "skip"
+        how = Encoding(
+            options.write_mode, options.max_resolution, options.jpeg_quality, skip_broken=skip
+        )
+        name = options.name or options.source.resolve().name
+        dataset = sources.imagefolder(name, options.source, how)
+    else:
+        dataset = sources.cifar(options.dataset, options.source, out.parent)
+    written = betons.prepare(dataset, out, val, options.seed)
+    for split in written.splits.values():
+        print(f"{out / split.file}: {split.samples:,} samples, {split.bytes / 2**20:.0f} MiB")
+    print(
+        f"{len(written.classes)} classes; mean {_joined(written.mean)}, std {_joined(written.std)}"
+    )
+    return 0
+
+
+def _refuse_unread(options: argparse.Namespace) -> None:
+    """Options that the data set has no use for would be ignored in silence."""
+    given = {
+        "--name": options.name,
+        "--max-resolution": options.max_resolution,
+        "--write-mode": options.write_mode != "auto",
+        "--jpeg-quality": options.jpeg_quality != 90,
+        "--on-broken": options.on_broken != "fail",
+    }
+    unread = [flag for flag, value in given.items() if value and options.dataset != "imagefolder"]
+    if options.dataset == "shapes" and options.source:
+        unread.append("--source")
+    if unread:
+        raise ValueError(
+            f"prepare {options.dataset} does not read {', '.join(unread)}: leave it out"
+        )
+
+
+def _joined(values: Sequence[float]) -> str:
+    return " ".join(f"{v:.4f}" for v in values)

@@ -1,0 +1,92 @@
+"""`dist-resnet train`: a training, or the rest of one, on this machine, in this process, or as a
+SLURM job."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_resnet.config import Config, config_file
+from dist_resnet.runtime.signals import COMPLETED
+from launch.commands.compare import show
+from launch.executors import run_dir
+from launch.executors.resources import Resources, check
+from launch.sweeps import agents
+
+
+def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch.executors import local, slurm  # submitit
+
+    directory, config = resolve_run(options, overrides)
+    resources = Resources.of(options, config.train.device)
+    if (options.wait or options.dry_run) and not resources.on_slurm:
+        raise ValueError(
+            "--wait and --dry-run are for SLURM jobs: leave them out with --cluster "
+            f"{options.cluster}"
+        )
+    if options.dry_run:
+        print(slurm.script(directory, resources.cluster, resources.nodes, resources.workers))
+        return 0
+    check(config, resources.world_size)
+    run_dir.create(directory, config)
+    if (directory / "summary.json").exists():
+        print(f"{directory} is complete")
+        return show([directory], directory / "curves.png")
+    print(f"run directory: {directory}", flush=True)
+    if resources.on_slurm:
+        return _queue(directory, resources, options.wait)
+    with agents.claimed(directory):
+        if options.cluster == "debug":
+            outcome = _in_this_process(directory)
+        else:
+            outcome = local.train(directory, resources.workers, config.train.device)
+    if outcome != COMPLETED:
+        print(f"{outcome}: the same command goes on from the last checkpoint")
+        return 130
+    return show([directory], directory / "curves.png")
+
+
+def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, Config]:
+    """(RUN_DIR, configuration) that the options of `train` and `stage` ask for."""
+    config = config_file.load(options.config, overrides)
+    if options.sweep_dir and not options.run_dir:
+        if "WANDB_RUN_ID" not in os.environ:
+            raise ValueError(
+                "--sweep-dir is for the agents of a W&B sweep, which set WANDB_RUN_ID; give "
+                "--run-dir instead"
+            )
+        return options.sweep_dir / os.environ["WANDB_RUN_ID"], config
+    return options.run_dir or run_dir.default(options.config, config), config
+
+
+def _queue(directory: Path, resources: Resources, wait: bool) -> int:
+    from launch.executors import follow, slurm
+    from launch.executors.task import WorkerTask
+
+    task = WorkerTask(str(directory.resolve()), max_faults=resources.cluster.max_faults)
+    (job,) = slurm.submit(directory, [task], resources.cluster, resources.nodes, resources.workers)
+    log = directory / "logs" / f"{job}_0_log.out"
+    print(
+        f"job {job} queued\n  follow: tail -F {log}\n  cancel: scancel {job}\n  resume: the same "
+        "command",
+        flush=True,
+    )
+    if not wait:
+        return 0
+    try:
+        return follow.follow(job, log)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on; cancel it with scancel {job}", file=sys.stderr)
+        return 130
+
+
+def _in_this_process(directory: Path) -> str:
+    from submitit import DebugExecutor
+
+    from launch.executors.task import WorkerTask
+
+    job = DebugExecutor(directory / "logs").submit(WorkerTask(str(directory)))
+    # results() would set it, but ends in pdb, terminal or not
+    os.environ["SUBMITIT_DEBUG_JOB_ID"] = job.job_id
+    return job.submission().result()

@@ -1,0 +1,1 @@
+"""Where workers run: this machine or SLURM; how they are started, watched and settled."""

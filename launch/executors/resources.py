@@ -1,0 +1,56 @@
+"""Where a command is to run its workers."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_resnet.config import Config, schedule
+from dist_resnet.data import manifest
+from launch.executors.cluster import Cluster, load
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where workers are to run, from the command line."""
+
+    on_slurm: bool
+    cluster: Cluster
+    nodes: int
+    workers: int  # per node
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, device: str) -> "Resources":
+        from launch.executors import local  # submitit
+
+        here = options.cluster in ("local", "debug")
+        where = load(None if here or options.cluster == "slurm" else Path(options.cluster))
+        if here and options.nodes != 1:
+            raise ValueError(
+                f"--nodes {options.nodes}: --cluster {options.cluster} has one node; use "
+                "--workers-per-node, or --cluster slurm"
+            )
+        if not here:
+            return cls(
+                True, where, options.nodes, options.workers_per_node or where.gpus_per_node or 1
+            )
+        asked = 1 if options.cluster == "debug" else options.workers_per_node
+        workers = asked or local.default_workers(device)
+        local.check(workers, device)
+        return cls(False, where, 1, workers)
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.workers
+
+
+def check(config: Config, world_size: int) -> None:
+    """What can be known to fail before any worker starts."""
+    if world_size < 1:
+        raise ValueError(
+            f"--nodes and --workers-per-node make {world_size} workers: there must be at least 1"
+        )
+    directory = Path(config.data.dir)
+    betons = manifest.load(directory, config.data.dataset)
+    for split in ("train", config.data.evaluate_on):
+        manifest.verify(directory, betons, split, contents=False)
+    schedule.plan(config, world_size, betons.splits["train"].samples)

@@ -1,0 +1,1 @@
+"""Sweeps: their files, their runs, W&B's agents."""

@@ -1,0 +1,105 @@
+"""`dist-resnet sweep`: here or on a cluster, without a server or with W&B's."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from dist_resnet.config import config_file
+from dist_resnet.runtime.signals import COMPLETED
+from launch.executors import local, run_dir, slurm
+from launch.executors.resources import Resources, check
+from launch.executors.task import WorkerTask
+from launch.sweeps import agents, definition
+
+Ended = Literal["complete", "failed", "interrupted", "queued"]
+
+
+def train_all(
+    found: definition.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]
+) -> Ended:
+    """Train what has not finished, or queue it. A run that fails does not keep the others from
+    being trained."""
+    runs = definition.runs(found, directory, options.count, options.seed, overrides)
+    for path, config in runs:
+        check(config, Resources.of(options, config.train.device).world_size)
+        run_dir.create(path, config)
+    open_ = [(path, config) for path, config in runs if not (path / "summary.json").exists()]
+    print(f"sweep {found.name}: {len(runs)} runs in {directory}, {len(open_)} to train", flush=True)
+    resources = Resources.of(options, runs[0][1].train.device)
+    if resources.on_slurm and open_:
+        tasks = [
+            WorkerTask(str(path.resolve()), max_faults=resources.cluster.max_faults)
+            for path, _ in open_
+        ]
+        jobs = slurm.submit(directory, tasks, resources.cluster, resources.nodes, resources.workers)
+        print(
+            f"job array {jobs[0].split('_')[0]} queued: {len(jobs)} runs\n  results so far: "
+            f"dist-resnet compare {directory}\n"
+            f"  cancel: scancel {jobs[0].split('_')[0]}\n  resume: the same command"
+        )
+        return "queued"
+    failed = []
+    for path, config in open_:
+        print(f"\n== {path}", flush=True)
+        try:
+            if (
+                local.train(
+                    path, Resources.of(options, config.train.device).workers, config.train.device
+                )
+                != COMPLETED
+            ):
+                print("the same command goes on with this sweep")
+                return "interrupted"
+        except (ValueError, RuntimeError) as error:
+            print(f"this run failed: {error}", flush=True)
+            failed.append(path)
+    if failed:
+        print(
+            f"\n{len(failed)} of {len(runs)} runs failed: {', '.join(map(str, failed))}; the same "
+            "command tries them again",
+            flush=True,
+        )
+    return "failed" if failed else "complete"
+
+
+def run_agents(
+    found: definition.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]
+) -> Ended:
+    """Make the sweep on W&B's server, and run its agents: here one after another, on SLURM as a job
+    array."""
+    base = config_file.load(found.config, [*found.fixed, *overrides])
+    resources = Resources.of(options, base.train.device)
+    check(base, resources.workers)
+    workers = ["--workers-per-node", str(resources.workers)]
+    name = agents.create(
+        definition.for_wandb(found, directory, [*workers, *overrides]),
+        directory,
+        base.tracking.project,
+        base.tracking.entity,
+    )
+    print(f"sweep {name}; its runs are kept in {directory}", flush=True)
+    tasks = [
+        agents.AgentTask(
+            name,
+            str(directory.resolve()),
+            str(k),
+            resources.workers,
+            options.count,
+            resources.cluster.max_faults,
+        )
+        for k in range(options.agents)
+    ]
+    if resources.on_slurm:
+        cpus = resources.cluster.cpus_per_task
+        jobs = slurm.submit(
+            directory,
+            tasks,
+            replace(resources.cluster, cpus_per_task=cpus and cpus * resources.workers),
+            nodes=1,
+            workers_per_node=1,
+        )
+        print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
+        return "queued"
+    return "complete" if all(task() == COMPLETED for task in tasks) else "interrupted"
