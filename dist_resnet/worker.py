@@ -101,8 +101,7 @@ def build(
     train = config.train
     plan = schedule.plan(config, world.size, betons.splits["train"].samples)
     tracker = Tracker(run_dir, plan.last_step, writes=world.rank == 0)
-    torch.backends.cudnn.benchmark = True  # nearly all batches of a run have one shape
-    torch.manual_seed(train.seed)
+    prepare_torch(config, world)
     network = models.build(config.model, len(betons.classes))
     network.to(world.device).to(memory_format=torch.channels_last)
     normalise = Normalise.of(betons.mean, betons.std, loop.PRECISION[train.precision], world.device)
@@ -112,7 +111,7 @@ def build(
         some = np.arange(min(WHITENING_IMAGES, train_data.num_samples))
         assert isinstance(network, SpeedrunResNet)
         network.whiten(torch.cat([normalise(images) for images, _ in train_data.batches(some)]))
-    model = data_parallel.data_parallel(network, train, world)
+    model = data_parallel.data_parallel(network, config, plan.parts, world)
     if train.activation_checkpointing:
         assert isinstance(network, CifarResNet)
         network.recompute = True
@@ -139,6 +138,19 @@ def build(
         save=lambda: save(run, run_dir, betons),
     )
     return run
+
+
+def prepare_torch(config: Config, world: World) -> None:
+    """Settings of the whole process: threads, algorithms, and the seed."""
+    train = config.train
+    threads = train.threads or (1 if config.batch.virtual_workers else None)
+    if threads and world.device.type == "cpu":
+        torch.set_num_threads(threads)  # convolutions' and BN's sums depend on it
+    torch.backends.cudnn.benchmark = not train.deterministic  # nearly all batches have one shape
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(train.seed)
 
 
 def announce(run: Training, betons: Manifest) -> None:
@@ -197,10 +209,10 @@ def require_same_batch(state: dict[str, Any], run: Training, run_dir: Path) -> N
         before = state["world_size"]
         raise ValueError(
             f"RUN_DIR {run_dir} was trained with a global batch of {state['global_batch']} "
-            f"({before} workers), and "
-            f"{run.world.size} workers make {run.plan.global_batch}: use {before} workers again "
-            "(to be free in their "
-            "number, set --batch.global from the start), or give another --run-dir"
+            f"({before} "
+            f"workers), and {run.world.size} workers make {run.plan.global_batch}: use {before} "
+            f"workers again, or give another --run-dir (--batch.virtual_workers {before} from the "
+            "start makes the result independent of the number of workers, --batch.global the batch)"
         )
 
 
@@ -216,7 +228,7 @@ def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
         "scaler": run.scaler.state_dict(),
         "lookahead": run.lookahead.slow,
         "progress": run.progress.state(),
-        "sums": run.sums.total(run.world),
+        "sums": run.sums.table(run.world),
         "config": run.config.to_dict(),
         "wandb_id": run.tracker.wandb.id,
         "data": betons.digest(),
@@ -295,7 +307,9 @@ def evaluate(run_dir: Path | str, which: str, split: str | None = None) -> tuple
             betons.mean, betons.std, loop.PRECISION[train.precision], world.device
         )
         data = loader.eval_loader(config, data_dir, betons, split, world)
-        return split, evaluation.evaluate(model, data, normalise, world, train.eval_mirrored)
+        prepare_torch(config, world)
+        parts = schedule.plan(config, world.size, betons.splits["train"].samples).parts
+        return split, evaluation.evaluate(model, data, normalise, world, parts, train.eval_mirrored)
 
 
 if __name__ == "__main__":

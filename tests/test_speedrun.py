@@ -12,8 +12,8 @@ from torch import nn
 
 from dist_resnet import models
 from dist_resnet.config import Optim, SpeedrunModel
-from dist_resnet.tracking.tracker import read_metrics
 from dist_resnet.models.normalise import Normalise
+from dist_resnet.tracking.tracker import read_metrics
 from dist_resnet.training import evaluation, optim
 from dist_resnet.training.optim import Lookahead
 

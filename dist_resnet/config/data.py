@@ -104,14 +104,20 @@ class Data(Section):
 class Batch(Section):
     section: ClassVar[str] = "batch"
     per_worker: Optional[int] = setting(
-        None, "samples per step on each worker; the global batch grows with the world size"
+        None, "samples per step on each (virtual) worker; the global batch grows with their number"
     )
     global_: Optional[int] = setting(
-        None, "samples per step over all workers; must divide by the world size"
+        None, "samples per step over all workers; must divide by their number"
+    )
+    virtual_workers: Optional[int] = setting(
+        None,
+        "the number of workers that the recipe is for, run by any number of workers that divides "
+        "it, "
+        "one after the other: the result does not depend on the world size; null: the world size",
     )
 
     def check(self) -> None:
-        for name in ("per_worker", "global_"):
+        for name in ("per_worker", "global_", "virtual_workers"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, name, "must be at least 1")
         if self.per_worker is not None and self.global_ is not None:

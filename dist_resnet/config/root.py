@@ -48,6 +48,27 @@ class Config:
             "needs optim.name sgd and images of one size throughout (no data.min_resolution)",
         )
 
+        virtual = self.batch.virtual_workers is not None
+        require(
+            virtual or self.train.all_reduce != "ordered",
+            "train.all_reduce",
+            "ordered",
+            "is the order of virtual workers; set --batch.virtual_workers too",
+        )
+        for key, value, fits in (
+            ("train.all_reduce", self.train.all_reduce, self.train.all_reduce != "buckets"),
+            ("train.static_graph", self.train.static_graph, not self.train.static_graph),
+            ("train.gradient_type", self.train.gradient_type, self.train.gradient_type == "fp32"),
+        ):
+            require(
+                fits or not virtual,
+                key,
+                value,
+                "does not go with batch.virtual_workers, whose gradients are summed by us, in "
+                "fp32; "
+                "leave one of them out",
+            )
+
     def sections(self) -> Iterator[tuple[str, Section]]:
         for field in dataclasses.fields(self):
             yield field.name, getattr(self, field.name)

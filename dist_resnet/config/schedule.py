@@ -17,6 +17,7 @@ class Plan:
     1."""
 
     world_size: int
+    virtual_workers: int  # the world size, unless batch.virtual_workers says otherwise
     local_batch: int  # samples of one worker and step
     global_batch: int
     k: float  # global batch / reference batch
@@ -39,6 +40,11 @@ class Plan:
     resolution: int | None = None
     min_resolution: int | None = None
     ramp: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def parts(self) -> int:
+        """Virtual workers that each worker runs, one after the other."""
+        return self.virtual_workers // self.world_size
 
     def lr_at(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -91,13 +97,17 @@ class Plan:
             "constant": f"{self.warmup_lr:g} for {self.warmup_steps:,} steps",
             "linear": f"{self.warmup_lr:g} to {self.peak_lr:g} in {self.warmup_steps:,} steps",
         }[self.warmup]
+        shares = ""
+        if self.virtual_workers != self.world_size:
+            shares = f"{self.parts} virtual ones x {self.local_batch // self.parts:,} = "
         if self.warmup == "constant" and self.k > 1:
             warmup += " (at k > 1 Goyal et al. found --schedule.warmup linear better)"
         return [
             (
                 "global batch",
-                f"{self.global_batch:,} = {self.world_size} workers x {self.local_batch:,}; k = "
-                f"{self.k:g}",
+                f"{self.global_batch:,} = {self.world_size} workers x "
+                f"{shares}{self.local_batch:,}; "
+                f"k = {self.k:g}",
             ),
             ("learning rate", f"{self.peak_lr:g}, {falls}"),
             ("warmup", warmup),
@@ -121,11 +131,18 @@ class Plan:
 def plan(config: Config, world_size: int, train_samples: int) -> Plan:
     """Derive the Plan. Raises ValueError where batch, world size and data set do not fit
     together."""
-    global_batch = config.batch.global_ or (config.batch.per_worker or 0) * world_size
-    if global_batch % world_size:
-        near = max(1, round(global_batch / world_size)) * world_size
+    workers = config.batch.virtual_workers or world_size
+    if workers % world_size:
+        fitting = ", ".join(str(w) for w in range(1, workers + 1) if workers % w == 0)
         raise ValueError(
-            f"batch.global = {global_batch} does not divide by {world_size} workers: "
+            f"batch.virtual_workers = {workers} cannot be run by {world_size} workers: "
+            f"their number must divide it ({fitting})"
+        )
+    global_batch = config.batch.global_ or (config.batch.per_worker or 0) * workers
+    if global_batch % workers:
+        near = max(1, round(global_batch / workers)) * workers
+        raise ValueError(
+            f"batch.global = {global_batch} does not divide by {workers} workers: "
             f"set --batch.global {near}, or another number of workers"
         )
     if global_batch > train_samples:
@@ -157,6 +174,7 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         )
     return Plan(
         world_size=world_size,
+        virtual_workers=workers,
         local_batch=global_batch // world_size,
         global_batch=global_batch,
         k=k,

@@ -137,10 +137,11 @@ class Train(Section):
         "one CUDA graph of the whole step: forward, backward, all-reduce, update; "
         "needs train.all_reduce flat; not measured yet",
     )
-    all_reduce: Literal["buckets", "flat"] = setting(
-        "buckets",
+    all_reduce: Literal["auto", "buckets", "flat", "ordered"] = setting(
+        "auto",
         "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it; "
-        "no faster on two CPU cores",
+        "ordered: likewise, added in the order of the virtual workers' numbers, whatever the world "
+        "size; auto: ordered with batch.virtual_workers, else buckets",
     )
     bucket_mib: float = setting(25.0, "size of DDP's buckets")
     static_graph: bool = setting(
@@ -151,6 +152,14 @@ class Train(Section):
     gradient_type: Literal["fp32", "bf16"] = setting(
         "fp32",
         "in which gradients travel; bf16: half the bytes, rounded; no faster on two CPU cores",
+    )
+    threads: Optional[int] = setting(
+        None,
+        "CPU threads of a worker's arithmetic, on which results depend; "
+        "null: its CPUs, or 1 with batch.virtual_workers",
+    )
+    deterministic: bool = setting(
+        False, "GPU: only algorithms that give the same bits every time; slower"
     )
     label_smoothing: float = setting(0.0, "of the training loss")
     max_steps: Optional[int] = setting(
@@ -182,6 +191,9 @@ class Train(Section):
         )
         self.require(self.eval_batch >= 1, "eval_batch", "must be at least 1")
         self.require(self.keep_checkpoints >= 1, "keep_checkpoints", "must be at least 1")
+        self.require(
+            self.threads is None or self.threads >= 1, "threads", "must be at least 1, or null"
+        )
         self.require(self.bucket_mib > 0, "bucket_mib", "must be positive")
         self.require(
             self.cast == "each"
@@ -205,7 +217,7 @@ class Train(Section):
             "makes CUDA graphs of its own; with train.cuda_graph use --train.compile default",
         )
         self.require(
-            not self.static_graph or self.all_reduce == "buckets",
+            not self.static_graph or self.all_reduce in ("auto", "buckets"),
             "static_graph",
             "is DDP's; needs --train.all_reduce buckets",
         )

@@ -85,15 +85,26 @@ def quasi_random_order(seed: int, epoch: int, pages: np.ndarray, window: int) ->
 
 
 def shard(
-    order: np.ndarray, global_batch: int, rank: int, world_size: int, start_batch: int = 0
+    order: np.ndarray,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    start_batch: int = 0,
+    parts: int = 1,
 ) -> np.ndarray:
     """The ids that one rank sees from global batch `start_batch` on; an incomplete last batch is
     left out.
 
     Batch k of all ranks together is order[k * global_batch : (k + 1) * global_batch], for any world
-    size."""
+    size. A rank runs `parts` virtual workers: number v of V has every V-th sample of a batch from
+    its v-th on, and a rank's batch holds its virtual workers' samples one after the other."""
     whole = len(order) // global_batch * global_batch
-    return order[start_batch * global_batch : whole][rank::world_size]
+    workers = parts * world_size
+    batches = order[start_batch * global_batch : whole].reshape(
+        -1, global_batch // workers, workers
+    )
+    own = batches[:, :, rank * parts : (rank + 1) * parts]
+    return own.swapaxes(1, 2).reshape(-1)
 
 
 def mix_torch(x: torch.Tensor) -> torch.Tensor:

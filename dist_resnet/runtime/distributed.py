@@ -26,6 +26,19 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def stack(self, values: torch.Tensor) -> torch.Tensor:
+        """Every rank's values, of one shape, on every rank: (size, *shape)."""
+        everyones = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(everyones, values)
+        return torch.stack(everyones)
+
+    def exchange(self, mine: torch.Tensor, theirs: torch.Tensor, rank: int) -> None:
+        """Send `mine` to another rank, and overwrite `theirs` with what it sends at the same
+        time."""
+        sent, received = dist.P2POp(dist.isend, mine, rank), dist.P2POp(dist.irecv, theirs, rank)
+        for work in dist.batch_isend_irecv([sent, received]):
+            work.wait()
+
     def from_rank0(self, value: Any) -> Any:
         """Rank 0's value (anything that pickles), on every rank."""
         box = [value]

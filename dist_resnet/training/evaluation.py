@@ -16,18 +16,27 @@ from dist_resnet.training.metrics import Means, Sums
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, data: DataLoader, normalise: Normalise, world: World, mirrored: bool = False
+    model: nn.Module,
+    data: DataLoader,
+    normalise: Normalise,
+    world: World,
+    parts: int = 1,
+    mirrored: bool = False,
 ) -> Means:
     """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
 
-    All ranks answer with rank 0's running BN statistics. The ranks may have different numbers of
-    batches: the one collective comes after the last."""
+    All ranks answer with rank 0's running BN statistics, which with virtual workers are
+    everybody's. A rank answers for its `parts` virtual workers, each of which has batches of its
+    own. The ranks may have different numbers of batches: the one collective comes after the
+    last."""
     world.broadcast([buffer for buffer in model.buffers() if buffer.is_floating_point()])
     model.eval()
-    sums = Sums(world.device)
-    for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
-        logits = predict(model, images, normalise, mirrored)
-        sums.add(logits, labels, F.cross_entropy(logits, labels))
+    sums = Sums(world.device, parts)
+    for part in range(parts):
+        ids = np.arange(world.rank * parts + part, data.num_samples, parts * world.size)
+        for images, labels in data.batches(ids):
+            logits = predict(model, images, normalise, mirrored)
+            sums.add(logits, labels, F.cross_entropy(logits, labels), part)
     means = sums.reduce(world)
     model.train()
     return means

@@ -58,7 +58,7 @@ class Training:
     update: Callable[[torch.Tensor, torch.Tensor], None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sums = Sums(self.world.device)
+        self.sums = Sums(self.world.device, self.plan.parts)
         self.update = partial(update, self)
 
 
@@ -90,7 +90,8 @@ def train_epoch(run: Training) -> Iterator[int]:
     plan, progress = run.plan, run.progress
     epoch, start = divmod(progress.step, plan.steps_per_epoch)
     order = epoch_order(run, epoch)
-    ids = sampling.shard(order, plan.global_batch, run.world.rank, plan.world_size, start)
+    rank, size = run.world.rank, run.world.size
+    ids = sampling.shard(order, plan.global_batch, rank, size, start, plan.parts)
     batches = run.train_data.batches(ids, epoch)
     try:
         run.model.train()
@@ -117,19 +118,27 @@ def train_step(run: Training, batch: Batch, lr: float) -> None:
 
 
 def update(run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Forward, backward, all-reduce, optimizer. Nothing here waits for the device."""
-    train = run.config.train
-    with torch.autocast(
-        run.world.device.type, run.normalise.dtype, enabled=train.precision != "fp32"
-    ):
-        logits = run.model(run.normalise(images))
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
+    """Forward and backward for each of this rank's virtual workers, all-reduce, optimizer. Nothing
+    here waits for the device."""
     run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
+    own = zip(images.chunk(run.plan.parts), labels.chunk(run.plan.parts))
+    for part, (inputs, targets) in enumerate(own):
+        forward_and_backward(run, inputs, targets, part)
+        run.model.collect()
     run.model.average_gradients()
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.sums.add(logits.detach(), labels, loss.detach())
+
+
+def forward_and_backward(
+    run: Training, images: torch.Tensor, labels: torch.Tensor, part: int
+) -> None:
+    train, dtype = run.config.train, run.normalise.dtype
+    with torch.autocast(run.world.device.type, dtype, enabled=train.precision != "fp32"):
+        logits = run.model(run.normalise(images))
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
+    run.scaler.scale(loss).backward()
+    run.sums.add(logits.detach(), labels, loss.detach(), part)
 
 
 def log(run: Training, step: int) -> None:
@@ -180,7 +189,9 @@ def evaluate_and_log(run: Training, step: int) -> None:
     run.progress.clock.start("evaluation")
     split = run.config.data.evaluate_on
     mirrored = run.config.train.eval_mirrored
-    means = evaluate(run.model.module, run.eval_data, run.normalise, run.world, mirrored)
+    means = evaluate(
+        run.model.module, run.eval_data, run.normalise, run.world, run.plan.parts, mirrored
+    )
     seconds, _ = run.progress.clock.lap()
     run.progress.note_evaluation(step, means)
     figures = {

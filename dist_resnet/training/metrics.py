@@ -29,18 +29,23 @@ class Means:
 
 
 class Sums:
-    """Sums over batches, kept on the device: adding makes no host synchronisation."""
+    """Sums over batches, kept on the device: adding makes no host synchronisation.
 
-    def __init__(self, device: torch.device) -> None:
-        self.totals = torch.zeros(5, dtype=torch.float64, device=device)
+    A row for each of this rank's virtual workers. All ranks' rows are added in the order of the
+    virtual workers' numbers, so that the sums do not depend on the world size."""
+
+    def __init__(self, device: torch.device, parts: int = 1) -> None:
+        self.totals = torch.zeros((parts, 5), dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, mean_loss: torch.Tensor) -> None:
+    def add(
+        self, logits: torch.Tensor, labels: torch.Tensor, mean_loss: torch.Tensor, part: int = 0
+    ) -> None:
         """logits: (N, classes); labels: int64 (N,); mean_loss: scalar over these N samples."""
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         correct = best == labels[:, None]
         loss = mean_loss.double()
-        self.totals += torch.stack(
+        self.totals[part] += torch.stack(
             [
                 loss * len(labels),
                 correct[:, 0].sum().double(),
@@ -50,18 +55,23 @@ class Sums:
             ]
         )
 
-    def total(self, world: World) -> list[float]:
-        """The sums over all ranks. One all-reduce, one host sync."""
-        return world.sum(self.totals.clone()).tolist()
+    def table(self, world: World) -> list[list[float]]:
+        """All virtual workers' sums, a row each. One all-gather, one host sync."""
+        return world.stack(self.totals).flatten(0, 1).tolist()
 
     def reduce(self, world: World) -> Means:
         """The means over all ranks; the sums start again from zero."""
-        loss, top1, top5, bad, samples = self.total(world)
+        rows = self.table(world)
         self.totals.zero_()
+        loss, top1, top5, bad, samples = (sum(column) for column in zip(*rows))
         n = max(samples, 1)
-        return Means(loss / n, top1 / n, top5 / n, int(samples), bad / world.size)
+        return Means(loss / n, top1 / n, top5 / n, int(samples), bad / len(rows))
 
-    def restore(self, total: list[float], world: World) -> None:
-        """Go on from a `total`, whatever number of ranks it was taken over: rank 0 takes it all."""
-        if world.rank == 0:
-            self.totals.copy_(torch.tensor(total, dtype=torch.float64))
+    def restore(self, table: list[list[float]], world: World) -> None:
+        """Go on from a `table`. Where it was of other virtual workers, the first takes it all."""
+        parts = len(self.totals)
+        rows = torch.tensor(table, dtype=torch.float64)
+        if len(rows) == parts * world.size:
+            self.totals.copy_(rows[world.rank * parts :][:parts])
+        elif world.rank == 0:
+            self.totals[0] = rows.sum(0)
