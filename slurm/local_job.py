@@ -59,28 +59,18 @@ class Job:
         shown = self.cluster.command("scontrol", "show", "job", self.id)
         return shown.split(f"{name}=", 1)[1].split()[0]
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
-        self.until(lambda: any(r["step"] >= step for r in read_metrics(self.run_dir)), seconds)
+    def wait_for_step(self, step: int, seconds: float = 180, *changes: str) -> None:
+        """Through a requeue, where one is under way; `changes` as of `start_now`."""
+
+        def reached() -> bool:
+            self.start_now(*changes)
+            return any(r["step"] >= step for r in read_metrics(self.run_dir))
+
+        self.until(reached, seconds)
 
     def wait_for_end(self, seconds: float = 240, *changes: str) -> str:
-        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not
-        before the node has reported the end of the earlier start, which would be taken for the end
-        of the new one. `changes` to the job, such as NumNodes=1, are made then."""
-
         def ended() -> bool:
-            if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
-                time.sleep(4)
-                subprocess.run(
-                    [
-                        "scontrol",
-                        "update",
-                        f"JobId={self.id}",
-                        *changes,
-                        "StartTime=now",
-                        "TimeLimit=10",
-                    ],
-                    env=self.cluster.environment,
-                )
+            self.start_now(*changes)
             if self.field("JobState") not in ENDS:
                 return False
             time.sleep(2)  # a job about to be requeued may look as if it had failed
@@ -88,6 +78,15 @@ class Job:
 
         self.until(ended, seconds)
         return self.field("JobState")
+
+    def start_now(self, *changes: str) -> None:
+        """SLURM makes a requeued job wait for two minutes; its owner may start it sooner, but not
+        before the node has reported the end of the earlier start, which would be taken for the end
+        of the new one. `changes` to the job, such as NumNodes=1, are made then."""
+        if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
+            time.sleep(4)
+            update = ["scontrol", "update", f"JobId={self.id}", *changes]
+            subprocess.run([*update, "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
 
     def workers(self, node: str | None = None) -> list[psutil.Process]:
         """This job's worker processes, of one node or of all."""

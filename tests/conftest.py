@@ -1,17 +1,27 @@
 """Small data that the tests make themselves, and trainings run as a user runs them."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from worker_pool import WorkerPool
 
 from dist_resnet.data import manifest
 from dist_resnet.prepare import betons, shapes
+from dist_resnet.tracking.tracker import read_metrics
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "slurm"))
+from local_cluster import LocalCluster  # noqa: E402
+
 TRAIN, TEST = 600, 230  # 230 does not divide by 3 or 4
 
 
@@ -32,7 +42,12 @@ class Cli:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",  # other tests run beside this one
+        }
 
     def start(self, *words: object, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -78,11 +93,68 @@ def config_path(tmp_path, shapes_dir) -> Path:
     return path
 
 
+TIMES = ("images_per_second", "data_wait", "hours", "test/images_per_second")
+
+
+def curves(run_dir: Path) -> list[dict]:
+    """Every record, but for what depends on time."""
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(run_dir)]
+
+
+def wait_for_step(
+    run_dir: Path, step: int, process: subprocess.Popen | None = None, seconds: float = 120
+) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if any(r["step"] >= step for r in read_metrics(run_dir)):
+            return
+        assert process is None or process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def without_last_checkpoint(
+    run_dir: Path, copy: Path, damage: Callable[[Path], object] = Path.unlink
+) -> None:
+    """A copy of a finished run that looks as if it had been killed at its end."""
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("summary.json", "lock"))
+    damage(copy / "checkpoints" / (copy / "checkpoints/LATEST").read_text().strip())
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The worker processes of a `dist-resnet train` on this machine."""
+    return [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if "submitit.core._submit" in " ".join(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.fixture(scope="session")
+def workers():
+    """Worker processes for what needs no launcher."""
+    pool = WorkerPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster():
+    """A SLURM of two nodes. Tests that use it belong to the group `slurm`: they share one."""
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
+        LocalCluster(Path(folder), cpus=4) as running,
+    ):
+        yield running
+
+
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     directory = run_dir / "checkpoints"
     state = torch.load(directory / (directory / "LATEST").read_text().strip(), weights_only=True)
     momenta = {
-        f"momentum/{i}": s["momentum_buffer"] for i, s in state["optimizer"]["state"].items()
+        f"momentum/{i}/{name}": value
+        for i, values in state["optimizer"]["state"].items()
+        for name, value in values.items()
     }
     return {**state["model"], **momenta}
 

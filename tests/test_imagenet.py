@@ -1,17 +1,16 @@
 """The path to ImageNet: a tree of JPEGs of odd sizes, prepared and trained on by two workers."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_identical
+from conftest import assert_identical, curves, without_last_checkpoint
 from numba import njit
 from PIL import Image
-from test_training import curves, evaluate_with, without_last_checkpoint
 from torchvision.transforms import RandomResizedCrop
 
+from dist_resnet import worker
 from dist_resnet.data import manifest, sampling
 from dist_resnet.data.decoders import crop_box
 from dist_resnet.data.streaming_loader import Resize, StreamingLoader
@@ -25,12 +24,8 @@ SETTINGS = (
     "imagenet",
     "--model.name",
     "resnet50",
-    "--model.width",
-    1,
     "--model.zero_init_last_gamma",
     "true",
-    "--data.dir",
-    "odd",
     "--data.dataset",
     "odd",
     "--data.resolution",
@@ -61,8 +56,6 @@ SETTINGS = (
     "3 steps",
     "--train.eval_batch",
     16,
-    "--workers-per-node",
-    2,
 )
 
 
@@ -170,27 +163,26 @@ def test_pages_are_read_ahead_without_the_systems_cache(tree):
     assert torch.equal(collect(cached, order, 0)[0], collect(paged, order, 0)[0])
 
 
-def test_resnet50_trains_evaluates_exactly_and_resumes_exactly(tree, cli, config_path):
-    shutil.copytree(tree / "odd", cli.directory / "odd")
-    code, output = cli("train", "tiny.yaml", *SETTINGS, "--run-dir", "run")
-    assert code == 0, output
-    run_dir = cli.directory / "run"
+@pytest.mark.slow
+def test_resnet50_trains_evaluates_exactly_and_resumes_exactly(
+    tree, workers, config_path, tmp_path
+):
+    config_path.write_text(config_path.read_text().replace(", width: 2", ""))
+    settings = (*SETTINGS, "--data.dir", tree / "odd")
+    run_dir = workers.train(config_path, tmp_path / "run", *settings, size=2)
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["steps"], summary["model"], summary["parameters"]) == (
-        8,
-        "resnet50",
-        25_557_032 - 1000 * 2049 + 5 * 2049,
-    )
+    parameters = 25_557_032 - 1000 * 2049 + 5 * 2049
+    found = (summary["steps"], summary["model"], summary["parameters"])
+    assert found == (8, "resnet50", parameters)
     expected = [r for r in read_metrics(run_dir) if "test/top1" in r][-1]
-    found = evaluate_with(3, run_dir, cli)
-    assert found["samples"] == 70 and found["top1"] * 70 == pytest.approx(
-        round(expected["test/top1"] * 70), abs=1e-9
-    )
-    without_last_checkpoint(run_dir, cli.directory / "again", lambda path: path.unlink())
-    code, output = cli("train", "tiny.yaml", *SETTINGS, "--run-dir", "again")
-    assert code == 0 and "resuming at step 6" in output, output
-    assert_identical(run_dir, cli.directory / "again")
-    assert curves(run_dir) == curves(cli.directory / "again")
+    _, means = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
+    assert means.samples == 70
+    assert means.top1 * 70 == pytest.approx(round(expected["test/top1"] * 70), abs=1e-9)
+    without_last_checkpoint(run_dir, tmp_path / "again")
+    workers.train(config_path, tmp_path / "again", *settings, size=2)
+    assert "resuming at step 6" in workers.output
+    assert_identical(run_dir, tmp_path / "again")
+    assert curves(run_dir) == curves(tmp_path / "again")
 
 
 def test_images_of_different_sizes_need_a_resolution(tree, cli, config_path):

@@ -13,12 +13,11 @@ from torch import nn
 from dist_resnet import models
 from dist_resnet.config import Optim, SpeedrunModel
 from dist_resnet.models.normalise import Normalise
-from dist_resnet.tracking.tracker import read_metrics
 from dist_resnet.training import evaluation, optim
 from dist_resnet.training.optim import Lookahead
 
 NET = SpeedrunModel(
-    family="speedrun",
+    family="repeat",
     name="resnet8",
     channels=(32, 40, 48),
     dirac=True,
@@ -117,12 +116,12 @@ def test_mirrored_answers_do_not_depend_on_the_side():
     assert torch.allclose(evaluation.predict(model, images, normalise, True), (once + mirrored) / 2)
 
 
-def test_speedrun_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
+def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     (cli.directory / "tricks.yaml").write_text(TRICKS.replace("DATA", str(shapes_dir)))
-    command = ("speedrun", "tricks.yaml", "--runs", 2, "--workers-per-node", 2, "--run-dir", "runs")
+    command = ("repeat", "tricks.yaml", "--runs", 2, "--workers-per-node", 2, "--run-dir", "runs")
     code, output = cli(*command)
     assert code == 0 and "standard deviation" in output and "everything, s" in output, output
-    report = json.loads((cli.directory / "runs/speedrun.json").read_text())
+    report = json.loads((cli.directory / "runs/repeat.json").read_text())
     summaries = [
         json.loads((cli.directory / f"runs/seed{seed}/summary.json").read_text()) for seed in (0, 1)
     ]
@@ -142,61 +141,8 @@ def test_speedrun_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir
     shutil.copytree(
         cli.directory / "runs/seed1",
         cli.directory / "cut/seed1",
-        ignore=shutil.ignore_patterns("s*.json", "lock", "*18.pt"),
+        ignore=shutil.ignore_patterns("summary.json", "repeat.json", "lock", "*18.pt"),
     )
     code, output = cli(*command[:-1], "cut", "--train.seed", 1, "--runs", 1)
     assert code == 0 and "resuming at step 14" in output, output
     assert_identical(cli.directory / "runs/seed1", cli.directory / "cut/seed1")
-
-
-def losses(run_dir):
-    return [r["train/loss"] for r in read_metrics(run_dir) if "lr" in r]
-
-
-def test_a_flat_all_reduce_trains_as_ddps_buckets_do(cli, config_path):
-    """Two summands have one order: the same bits, also with a static graph and weights cast
-    together. In bf16 they are rounded."""
-    short = ("--workers-per-node", 2, "--train.max_steps", 10)
-    for name, extra in {
-        "buckets": (),
-        "flat": ("--train.all_reduce", "flat"),
-        "together": ("--train.cast", "together", "--train.static_graph", "true"),
-        "flat-bf16": ("--train.all_reduce", "flat", "--train.gradient_type", "bf16"),
-        "small-buckets-bf16": ("--train.bucket_mib", 0.1, "--train.gradient_type", "bf16"),
-    }.items():
-        code, output = cli("train", "tiny.yaml", *short, *extra, "--run-dir", name)
-        assert code == 0, output
-    for name in ("flat", "together"):
-        assert_identical(cli.directory / "buckets", cli.directory / name)
-    exact = losses(cli.directory / "flat")
-    for name in ("flat-bf16", "small-buckets-bf16"):
-        assert losses(cli.directory / name) != exact and losses(
-            cli.directory / name
-        ) == pytest.approx(exact, rel=0.02), name
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-def test_graphed_steps_agree_with_eager_ones(cli, config_path):
-    settings = (
-        "--workers-per-node",
-        1,
-        "--train.precision",
-        "fp32",
-        "--train.all_reduce",
-        "flat",
-        "--optim.lr",
-        0.01,
-        "--schedule.steps",
-        50,
-        "--train.log_every",
-        "1 step",
-        "--train.evaluate_every",
-        "50 steps",
-    )
-    for name, extra in {"eager": (), "graphed": ("--train.cuda_graph", "true")}.items():
-        code, output = cli("train", "tiny.yaml", *settings, *extra, "--run-dir", name)
-        assert code == 0, output
-    assert len(losses(cli.directory / "eager")) == 50
-    assert losses(cli.directory / "graphed") == pytest.approx(
-        losses(cli.directory / "eager"), rel=2e-3
-    )

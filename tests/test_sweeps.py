@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from wandb_server import WandbServer
 
 from dist_resnet.tracking.tracker import read_metrics
 from launch.sweeps import definition
-
-sys.path.insert(0, str(ROOT / "slurm"))
-from local_cluster import LocalCluster
 
 SWEEP = """\
 method: grid
@@ -64,7 +60,10 @@ def table(cli, directory):
     }
 
 
-def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path, monkeypatch):
+@pytest.mark.xdist_group("slurm")
+def test_a_sweep_with_and_without_a_server_gives_the_same_table(
+    cli, sweep_path, slurm_cluster, monkeypatch
+):
     """With one: two agents as a job array; one is preempted in mid-run, then all processes of one
     are killed; their jobs are requeued, and the runs they were at go on."""
     code, output = cli(
@@ -108,11 +107,8 @@ def test_a_sweep_with_and_without_a_server_gives_the_same_table(cli, sweep_path,
     for name in ("WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     (cli.directory / "here.yaml").write_text("{cpus_per_task: 1, time: 10}")
-    with (
-        WandbServer(dead_after=1000) as server,
-        tempfile.TemporaryDirectory(prefix="slurm-") as folder,
-        LocalCluster(Path(folder)) as cluster,
-    ):
+    cluster = slurm_cluster
+    with WandbServer(dead_after=1000) as server:
         environment = {
             **server.environment,
             "SLURM_CONF": cluster.environment["SLURM_CONF"],

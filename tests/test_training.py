@@ -3,28 +3,23 @@ bit-identical in the end."""
 
 import hashlib
 import json
-import shutil
 import signal
-import subprocess
-import sys
 import time
 
-import numpy as np
 import psutil
 import pytest
-import torch
-from conftest import CONFIG, TEST, Cli, assert_identical, final_weights
+from conftest import (
+    CONFIG,
+    Cli,
+    assert_identical,
+    curves,
+    final_weights,
+    wait_for_step,
+    without_last_checkpoint,
+    workers_of,
+)
 
-from dist_resnet.prepare import betons
-from dist_resnet.prepare.encoding import Samples
 from dist_resnet.tracking.tracker import read_metrics
-
-FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")
-
-
-def curves(run_dir):
-    """Every figure that does not depend on time, by step."""
-    return [(r["step"], {k: r[k] for k in FIGURES if k in r}) for r in read_metrics(run_dir)]
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +30,6 @@ def straight(tmp_path_factory, shapes_dir):
     code, output = Cli(directory)("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
     assert code == 0, output
     return directory / "run", output
-
-
-def wait_for_step(run_dir, step, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if any(r["step"] >= step for r in read_metrics(run_dir)):
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
-
-
-def workers_of(process):
-    return [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "submitit.core._submit" in " ".join(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE
-    ]
 
 
 def test_the_run_directory_has_all_that_was_promised(straight):
@@ -229,12 +206,6 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_training(straight, cli, conf
     )
 
 
-def without_last_checkpoint(run_dir, copy, damage):
-    """A copy of a finished run that looks as if it had been killed at its end."""
-    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("summary.json", "lock"))
-    damage(copy / "checkpoints" / (copy / "checkpoints/LATEST").read_text().strip())
-
-
 def test_a_damaged_latest_checkpoint_is_passed_over(straight, cli, config_path):
     run_dir = cli.directory / "run"
     without_last_checkpoint(
@@ -246,49 +217,6 @@ def test_a_damaged_latest_checkpoint_is_passed_over(straight, cli, config_path):
     ), output
     assert_identical(straight[0], run_dir)
     assert curves(straight[0]) == curves(run_dir)
-
-
-def test_evaluation_is_exact_for_any_number_of_workers(straight, cli, config_path):
-    """230 images over 1, 2 and 3 workers: the same answers, each image counted once."""
-    run_dir, _ = straight
-    code, output = cli("evaluate", run_dir)
-    expected = [r for r in read_metrics(run_dir) if "test/top1" in r][-1]
-    assert code == 0 and f"of {TEST} samples" in output, output
-    assert f"loss {expected['test/loss']:.4f}, top-1 {100 * expected['test/top1']:.2f} %" in output
-    results = evaluate_with(3, run_dir, cli)
-    assert results["samples"] == TEST
-    assert results["top1"] * TEST == pytest.approx(round(expected["test/top1"] * TEST), abs=1e-9)
-    assert results["loss"] == pytest.approx(
-        expected["test/loss"], rel=2e-3
-    )  # bf16, batches of other sizes
-
-
-def evaluate_with(world_size, run_dir, cli):
-    code = f"""
-import json, os
-from dist_resnet import worker
-means = worker.evaluate({str(run_dir)!r}, "LATEST")
-if os.environ["RANK"] == "0":
-    print("RESULT", json.dumps(vars(means)))
-"""
-    (cli.directory / "evaluate.py").write_text(code)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(world_size),
-            "evaluate.py",
-        ],
-        cwd=cli.directory,
-        env=cli.environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.split("RESULT ", 1)[1].splitlines()[0])
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_path):
@@ -318,94 +246,6 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_pa
     assert "Traceback" not in output.split("dist-resnet train: error")[1]
 
 
-def test_three_workers_in_fp16_resume_bit_identical(cli, config_path):
-    """The gradient scaler's state is kept, and three summands are added in the same order as
-    before."""
-    settings = (
-        "--train.precision",
-        "fp16",
-        "--train.static_graph",
-        "true",
-        "--tracking.grad_norm",
-        "true",
-        "--train.max_steps",
-        12,
-        "--workers-per-node",
-        3,
-    )
-    assert cli("train", "tiny.yaml", "--run-dir", "a", *settings)[0] == 0
-    assert all(
-        0.1 < r["grad_norm"] < 30 for r in read_metrics(cli.directory / "a") if "lr" in r
-    )  # not divided by the scale of 65,536
-    without_last_checkpoint(cli.directory / "a", cli.directory / "b", lambda path: path.unlink())
-    code, output = cli("train", "tiny.yaml", "--run-dir", "b", *settings)
-    assert code == 0 and "resuming at step 10" in output, output
-    assert_identical(cli.directory / "a", cli.directory / "b")
-
-
-def test_another_number_of_workers_keeps_the_global_batch_or_is_refused(straight, cli, config_path):
-    """With batch.global the run goes on; with batch.per_worker the batch would change, and with it
-    the recipe."""
-    without_last_checkpoint(straight[0], cli.directory / "run", lambda path: path.unlink())
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 1, "--run-dir", "run")
-    assert code == 0 and "resuming at step 28 (world size 2 before)" in output, output
-    settings = (
-        "--batch.global",
-        "null",
-        "--batch.per_worker",
-        24,
-        "--train.max_steps",
-        4,
-        "--run-dir",
-        "grown",
-    )
-    assert cli("train", "tiny.yaml", "--workers-per-node", 1, *settings)[0] == 0
-    (cli.directory / "grown/summary.json").unlink()
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, *settings)
-    assert code == 1 and "global batch of 24 (1 workers), and 2 workers make 48" in output, output
-
-
-def test_compiled_and_recomputing_steps_agree_with_eager_ones(cli, config_path):
-    """Over 50 steps. Recomputed activations are the same bits, and BN's running statistics move
-    once a step."""
-    settings = (
-        "--workers-per-node",
-        1,
-        "--train.precision",
-        "fp32",
-        "--optim.lr",
-        0.01,
-        "--schedule.steps",
-        50,
-        "--train.evaluate_every",
-        "50 steps",
-        "--train.checkpoint_every",
-        "50 steps",
-        "--train.log_every",
-        "1 step",
-    )
-    for name, extra in {
-        "eager": (),
-        "recomputing": ("--train.activation_checkpointing", "true"),
-        "compiled": ("--train.compile", "default"),
-    }.items():
-        code, output = cli("train", "tiny.yaml", *settings, *extra, "--run-dir", name)
-        assert code == 0, output
-    losses = {
-        name: [r["train/loss"] for r in read_metrics(cli.directory / name) if "lr" in r]
-        for name in ("eager", "compiled")
-    }
-    assert len(losses["eager"]) == 50 and losses["compiled"] == pytest.approx(
-        losses["eager"], rel=2e-3
-    )
-    assert_identical(cli.directory / "eager", cli.directory / "recomputing")
-    left, right = (
-        torch.cat([t.flatten().float() for t in final_weights(cli.directory / name).values()])
-        for name in ("eager", "compiled")
-    )
-    assert (left - right).norm() < 0.02 * left.norm()
-
-
 def test_two_trainings_cannot_share_a_run_dir(cli, config_path):
     long = (
         "train",
@@ -423,43 +263,3 @@ def test_two_trainings_cannot_share_a_run_dir(cli, config_path):
     assert code == 1 and "is in use by another training" in output, output
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-
-
-def test_learns(cli, config_path):
-    """Four colours in noise are told apart, on images it has not seen, after 40 steps."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.arange(480) % 4)
-    colours = np.array([[160, 100, 100], [100, 160, 100], [100, 100, 160], [120, 120, 120]])
-    images = np.clip(
-        colours[labels][:, None, None] + rng.normal(0, 60, (480, 32, 32, 3)), 0, 255
-    ).astype(np.uint8)
-    train = Samples(labels[:240], images[:240].__getitem__)
-    test = Samples(labels[240:], images[240:].__getitem__)
-    betons.prepare(
-        betons.Dataset("colours", list("rgbw"), train, test, "rng"), cli.directory / "colours", 0, 0
-    )
-    code, output = cli(
-        "train",
-        "tiny.yaml",
-        "--workers-per-node",
-        2,
-        "--run-dir",
-        "run",
-        "--data.dir",
-        "colours",
-        "--data.dataset",
-        "colours",
-        "--schedule.steps",
-        40,
-        "--schedule.milestones",
-        "[30]",
-        "--train.evaluate_every",
-        "40 steps",
-    )
-    assert code == 0, output
-    summary = json.loads((cli.directory / "run/summary.json").read_text())
-    assert (
-        summary["test_top1"] > 0.9
-        and summary["test_top5"] == 1
-        and summary["seconds_to_top1"]["90"] > 0
-    )
