@@ -93,6 +93,25 @@ def config_path(tmp_path, shapes_dir) -> Path:
     return path
 
 
+@pytest.fixture
+def small_path(config_path) -> Path:
+    """With steps a quarter as long, where nobody waits for one."""
+    config_path.write_text(config_path.read_text().replace("width: 2", "width: 1"))
+    return config_path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something, and so run one after the other, begin first: xdist gives groups
+    out in this order."""
+    groups = ["slurm", "training", "pool"]
+
+    def order(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("xdist_group")
+        return groups.index(mark.args[0]) if mark else len(groups)
+
+    items.sort(key=order)
+
+
 TIMES = ("images_per_second", "data_wait", "hours", "test/images_per_second")
 
 

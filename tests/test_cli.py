@@ -8,7 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from launch.executors import verdict
+from dist_resnet.config import config_file
+from launch.executors import run_dir, verdict
 
 
 @pytest.mark.parametrize("words", [[], ["prepare"], ["train"], ["evaluate"], ["compare"]])
@@ -168,22 +169,15 @@ def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config
 
 
 def test_compare_sorts_runs_and_shows_what_differs(cli, config_path):
-    for lr in ("0.05", "0.0001"):
-        code, output = cli(
-            "train",
-            "tiny.yaml",
-            "--run-dir",
-            f"lr{lr}",
-            "--train.max_steps",
-            "20",
-            "--optim.lr",
-            lr,
-            "--cluster",
-            "debug",
-        )
-        assert code == 0, output
+    """Of a run in this process, and of one that has only begun."""
+    command = ("train", "tiny.yaml", "--train.max_steps", 20, "--optim.lr")
+    code, output = cli(*command, 0.05, "--run-dir", "lr0.05", "--cluster", "debug")
+    assert code == 0, output
+    config = config_file.load(config_path, ["--train.max_steps", "20", "--optim.lr", "0.0001"])
+    run_dir.create(cli.directory / "lr0.0001", config)
     code, output = cli("compare", "lr0.0001", "lr0.05")
     assert code == 0 and "optim.lr" in output and "optim.momentum" not in output, output
+    assert output.index("lr0.05") < output.index("lr0.0001")
     assert (cli.directory / "compare.png").stat().st_size > 10_000
 
 

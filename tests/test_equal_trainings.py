@@ -12,12 +12,14 @@ from conftest import (
     final_weights,
     without_last_checkpoint,
 )
+from frozen_bn import STEPS, frozen_bn
 
 from dist_resnet import worker
 from dist_resnet.prepare import betons
 from dist_resnet.prepare.encoding import Samples
 from dist_resnet.tracking.tracker import read_metrics
 
+pytestmark = pytest.mark.xdist_group("pool")
 BUCKETS = ("--train.all_reduce", "buckets")
 
 
@@ -25,7 +27,7 @@ def losses(run_dir):
     return [r["train/loss"] for r in read_metrics(run_dir) if "lr" in r]
 
 
-def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, config_path, tmp_path):
+def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, small_path, tmp_path):
     """Two summands have one order: the same bits, also with a static graph and weights cast
     together. In bf16 they are rounded."""
     ways = {
@@ -37,7 +39,7 @@ def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, config_path, tmp_p
     }
     for name, way in ways.items():
         settings = ("--train.max_steps", 10, *way)
-        workers.train(config_path, tmp_path / name, *settings, size=2)
+        workers.train(small_path, tmp_path / name, *settings, size=2)
     for name in ("flat", "together"):
         assert_identical(tmp_path / "buckets", tmp_path / name)
     exact = losses(tmp_path / "flat")
@@ -46,50 +48,61 @@ def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, config_path, tmp_p
         assert rounded != exact and rounded == pytest.approx(exact, rel=0.02), name
 
 
-def test_three_workers_in_fp16_resume_bit_identical(workers, config_path, tmp_path):
+def test_three_workers_in_fp16_resume_bit_identical(workers, small_path, tmp_path):
     """The gradient scaler's state is kept, and three summands are added in the same order as
     before: DDP's buckets are settled."""
     settings = (*BUCKETS, "--train.precision", "fp16", "--train.static_graph", "true")
-    settings += ("--tracking.grad_norm", "true", "--train.max_steps", 6, "--model.width", 1)
-    straight = workers.train(config_path, tmp_path / "a", *settings, size=3)
+    settings += ("--tracking.grad_norm", "true", "--train.max_steps", 6)
+    straight = workers.train(small_path, tmp_path / "a", *settings, size=3)
     norms = [r["grad_norm"] for r in read_metrics(straight) if "lr" in r]
     assert all(0.1 < norm < 30 for norm in norms)  # not divided by the scale of 65,536
     without_last_checkpoint(straight, tmp_path / "b")
-    again = workers.train(config_path, tmp_path / "b", *settings, size=3)
+    again = workers.train(small_path, tmp_path / "b", *settings, size=3)
     assert "resuming at step 4" in workers.output
     assert_identical(straight, again)
 
 
+def test_four_workers_train_as_one_does(workers, small_path, tmp_path):
+    """The same images, cropped and flipped the same way, and so the same losses, where BN does not
+    depend on the worker's share."""
+    workers.make(small_path, tmp_path / "run", "--train.precision", "fp32", *BUCKETS)
+    (losses, images), (one_losses, one_images) = (
+        workers.call(frozen_bn, tmp_path / "run", size=size)[0] for size in (4, 1)
+    )
+    assert images == one_images and len(set(images[0])) == 48 and len(losses) == STEPS
+    assert losses == pytest.approx(one_losses, rel=1e-4) and losses[0] != losses[-1]
+
+
 def test_another_number_of_workers_keeps_the_global_batch_or_is_refused(
-    workers, config_path, tmp_path
+    workers, small_path, tmp_path
 ):
     """With batch.global the run goes on; with batch.per_worker the batch would change, and with it
     the recipe."""
-    two = workers.train(config_path, tmp_path / "two", "--train.max_steps", 8, size=2)
+    two = workers.train(small_path, tmp_path / "two", "--train.max_steps", 8, size=2)
     without_last_checkpoint(two, tmp_path / "run")
-    workers.train(config_path, tmp_path / "run", "--train.max_steps", 8)
+    workers.train(small_path, tmp_path / "run", "--train.max_steps", 8)
     assert "resuming at step 4 (world size 2 before)" in workers.output
     per_worker = ("--batch.global", "null", "--batch.per_worker", 24, "--train.max_steps", 4)
-    grown = workers.train(config_path, tmp_path / "grown", *per_worker)
+    grown = workers.train(small_path, tmp_path / "grown", *per_worker)
     (grown / "summary.json").unlink()
     with pytest.raises(RuntimeError, match=r"24 \(1 workers\), and 2 workers make 48") as refused:
-        workers.train(config_path, grown, *per_worker, size=2)
+        workers.train(small_path, grown, *per_worker, size=2)
     assert "--batch.virtual_workers 1 from the start" in str(refused.value)
 
 
 @pytest.mark.slow
-def test_compiled_and_recomputing_steps_agree_with_eager_ones(workers, config_path, tmp_path):
+def test_compiled_and_recomputing_steps_agree_with_eager_ones(workers, small_path, tmp_path):
     """Over 30 steps. Recomputed activations are the same bits, and BN's running statistics move
     once a step."""
     settings = ("--train.precision", "fp32", "--optim.lr", 0.01, "--train.log_every", "1 step")
-    settings += ("--model.width", 1, "--train.evaluate_every", "30 steps", *BUCKETS)
+    settings += ("--train.evaluate_every", "30 steps", *BUCKETS)
     ways = {
         "eager": (),
         "recomputing": ("--train.activation_checkpointing", "true"),
         "compiled": ("--train.compile", "default"),
     }
     for name, way in ways.items():
-        workers.train(config_path, tmp_path / name, *settings, *way)
+        workers.train(small_path, tmp_path / name, *settings, *way)
     assert len(losses(tmp_path / "eager")) == 30
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=2e-3)
     assert_identical(tmp_path / "eager", tmp_path / "recomputing")
@@ -101,17 +114,17 @@ def test_compiled_and_recomputing_steps_agree_with_eager_ones(workers, config_pa
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-def test_graphed_steps_agree_with_eager_ones(workers, config_path, tmp_path):
+def test_graphed_steps_agree_with_eager_ones(workers, small_path, tmp_path):
     settings = ("--train.precision", "fp32", "--optim.lr", 0.01, "--train.log_every", "1 step")
     for name, way in {"eager": (), "graphed": ("--train.cuda_graph", "true")}.items():
-        workers.train(config_path, tmp_path / name, *settings, *way)
+        workers.train(small_path, tmp_path / name, *settings, *way)
     assert len(losses(tmp_path / "eager")) == 30
     assert losses(tmp_path / "graphed") == pytest.approx(losses(tmp_path / "eager"), rel=2e-3)
 
 
-def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, config_path):
+def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path):
     """230 images over 1, 2 and 3 workers: the same predictions, each image counted once."""
-    run_dir = workers.train(config_path, cli.directory / "run", size=2)
+    run_dir = workers.train(small_path, cli.directory / "run", size=2)
     expected = [r for r in read_metrics(run_dir) if "test/top1" in r][-1]
     code, output = cli("evaluate", "run")
     assert code == 0 and f"latest, test: loss {expected['test/loss']:.4f}" in output, output
@@ -122,7 +135,7 @@ def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, config_path
     assert means.loss == pytest.approx(expected["test/loss"], rel=2e-3)  # bf16, other batches
 
 
-def test_learns(workers, config_path, tmp_path):
+def test_learns(workers, small_path, tmp_path):
     """Four colours in noise are told apart, on images it has not seen, after 40 steps."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(480) % 4)
@@ -138,7 +151,7 @@ def test_learns(workers, config_path, tmp_path):
     settings = ("--data.dir", tmp_path / "colours", "--data.dataset", "colours")
     steps = ("--schedule.steps", 40, "--schedule.milestones", "[30]")
     every = ("--train.evaluate_every", "40 steps")
-    run_dir = workers.train(config_path, tmp_path / "run", *settings, *steps, *every, size=2)
+    run_dir = workers.train(small_path, tmp_path / "run", *settings, *steps, *every, size=2)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["test_top1"] > 0.9 and summary["test_top5"] == 1
     assert summary["seconds_to_top1"]["90"] > 0

@@ -116,6 +116,7 @@ def test_mirrored_answers_do_not_depend_on_the_side():
     assert torch.allclose(evaluation.predict(model, images, normalise, True), (once + mirrored) / 2)
 
 
+@pytest.mark.slow
 def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     (cli.directory / "tricks.yaml").write_text(TRICKS.replace("DATA", str(shapes_dir)))
     command = ("repeat", "tricks.yaml", "--runs", 2, "--workers-per-node", 2, "--run-dir", "runs")

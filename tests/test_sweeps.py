@@ -26,7 +26,7 @@ parameters:
   train.seed: {values: [0, 1]}
   train.max_steps: {value: 30}
 command: ["${env}", dist-resnet, train, tiny.yaml, --train.checkpoint_every, 2 steps,
-          --tracking.artifact, "true", "${args}"]
+          --tracking.artifact, "true", --tracking.top_losses, 4, "${args}"]
 """
 CHOSEN = {(0.05, 0), (0.05, 1), (0.01, 0), (0.01, 1)}
 
@@ -60,6 +60,7 @@ def table(cli, directory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("slurm")
 def test_a_sweep_with_and_without_a_server_gives_the_same_table(
     cli, sweep_path, slurm_cluster, monkeypatch
@@ -175,6 +176,7 @@ def test_a_sweep_with_and_without_a_server_gives_the_same_table(
     assert table(cli, "online") == without
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep_path):
     content = yaml.safe_load(SWEEP) | {
         "parameters": {
@@ -209,6 +211,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep
     assert code == 1 and "--agents is not read without --wandb" in output, output
 
 
+@pytest.mark.slow
 def test_the_server_ends_an_unpromising_run_early(cli, sweep_path):
     """As hyperband does. What there is then has arrived: history, gradient norms; the run is not
     taken up again."""

@@ -21,6 +21,8 @@ from conftest import (
 
 from dist_resnet.tracking.tracker import read_metrics
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
+
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, shapes_dir):

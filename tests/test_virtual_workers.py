@@ -10,6 +10,7 @@ from dist_resnet.runtime import distributed
 from dist_resnet.runtime.ordered_sum import OrderedSum, tree_sum
 from dist_resnet.tracking.tracker import read_metrics
 
+pytestmark = pytest.mark.xdist_group("pool")
 VIRTUAL = ("--batch.virtual_workers", 4)
 
 
@@ -62,6 +63,7 @@ def test_every_rank_has_the_same_bits_for_any_number_of_ranks(workers):
         assert workers.call(ordered_sums, size=size) == [alone] * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -72,7 +74,7 @@ def test_every_rank_has_the_same_bits_for_any_number_of_ranks(workers):
     ids=["bf16-sgd", "fp32-adam", "lookahead-cast"],
 )
 def test_weights_and_metrics_do_not_depend_on_the_world_size(
-    workers, config_path, tmp_path, settings
+    workers, small_path, tmp_path, settings
 ):
     """Four workers, preempted; one, preempted; two to the end: as one throughout, and as two."""
     overrides = (*VIRTUAL, *settings, "--train.all_reduce", "ordered")
@@ -82,27 +84,27 @@ def test_weights_and_metrics_do_not_depend_on_the_world_size(
         def reached(step=step):
             wait_for_step(run_dir, step)
 
-        workers.train_until(config_path, run_dir, reached, *overrides, size=size)
-    workers.train(config_path, run_dir, *overrides, size=2)
+        workers.train_until(small_path, run_dir, reached, *overrides, size=size)
+    workers.train(small_path, run_dir, *overrides, size=2)
     for size in (1, 2):
-        straight = workers.train(config_path, tmp_path / f"by{size}", *overrides, size=size)
+        straight = workers.train(small_path, tmp_path / f"by{size}", *overrides, size=size)
         assert_identical(straight, run_dir)
         assert curves(straight) == curves(run_dir)
 
 
-def test_a_ring_gives_the_same_up_to_rounding(workers, config_path, tmp_path):
+def test_a_ring_gives_the_same_up_to_rounding(workers, small_path, tmp_path):
     """Virtual workers with gloo's own all-reduce."""
     settings = (*VIRTUAL, "--train.precision", "fp32", "--train.max_steps", 10)
     ring = ("--train.all_reduce", "flat")
     runs = [
-        workers.train(config_path, tmp_path / "ordered", *settings, size=2),
-        workers.train(config_path, tmp_path / "flat", *settings, *ring, size=2),
+        workers.train(small_path, tmp_path / "ordered", *settings, size=2),
+        workers.train(small_path, tmp_path / "flat", *settings, *ring, size=2),
     ]
     ordered, flat = ([r["train/loss"] for r in read_metrics(d) if "lr" in r] for d in runs)
     assert ordered == pytest.approx(flat, rel=1e-3) and len(flat) == 5
 
 
-def test_what_does_not_fit_is_refused(cli, config_path):
+def test_what_does_not_fit_is_refused(cli, small_path):
     """Three workers cannot run four virtual ones; without those, another world size is refused."""
     code, output = cli("train", "tiny.yaml", *VIRTUAL, "--workers-per-node", 3)
     assert code == 1 and "batch.virtual_workers = 4 cannot be run by 3 workers" in output, output
