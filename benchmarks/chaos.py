@@ -29,7 +29,7 @@ from dist_resnet.prepare import betons, shapes  # noqa: E402
 from dist_resnet.tracking.tracker import read_metrics  # noqa: E402
 from dist_resnet.training import checkpoint  # noqa: E402
 
-STEPS = 40
+STEPS = 60
 FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")
 
 
@@ -51,6 +51,18 @@ def node_dies(job: Job) -> None:
     revive_node(job.cluster, node)
 
 
+def half_the_nodes_gone_then_back(job: Job) -> None:
+    """Half of the workers go on for some steps; once the node is back, all of them."""
+    kill_node(job.cluster, "n2", job)
+    reached = max(r["step"] for r in read_metrics(job.run_dir))
+    job.wait_for_step(reached + 6, 180, "NumNodes=1", "NumTasks=2", "NumCPUs=2")
+    revive_node(job.cluster, "n2")
+    preempt(job)
+    waiting = ("PENDING", "BeginTime")
+    job.until(lambda: (job.field("JobState"), job.field("Reason")) == waiting, 60)
+    job.start_now("NumNodes=2", "NumTasks=4", "NumCPUs=4")
+
+
 def cancel_and_submit_again(job: Job) -> None:
     job.cluster.command("scancel", job.id)
     job.wait_for_end()
@@ -65,6 +77,7 @@ HARMS: dict[str, Callable[[Job], None]] = {
     "worker killed": kill_worker,
     "worker hangs": hang_worker,
     "node dies": node_dies,
+    "half the nodes gone, then back": half_the_nodes_gone_then_back,
     "cancelled, submitted again": cancel_and_submit_again,
     "scontrol requeue": requeue_by_the_operator,
     "time limit": reach_the_time_limit,
@@ -77,8 +90,8 @@ def overrides(data: Path) -> list[str]:
         "model.width": 3,
         "data.dir": data,
         "data.dataset": "shapes",
-        "batch.per_worker": "null",
-        "batch.global": 48,
+        "batch.per_worker": 12,
+        "batch.virtual_workers": 4,
         "train.max_steps": STEPS,
         "train.log_every": "2 steps",
         "train.evaluate_every": "10 steps",
@@ -161,7 +174,7 @@ def main() -> None:
                     data,
                     undisturbed.run_dir,
                     harm,
-                    2 * random.randint(1, STEPS // 2 - 3),
+                    2 * random.randint(1, STEPS // 4),
                 )
             )
             console.print(f"round {number}: {rows[-1]}", highlight=False)

@@ -25,12 +25,13 @@ from dist_resnet.runtime.distributed import World
 from launch.executors.task import pin
 
 FLAT, BF16 = ("--train.all_reduce", "flat"), ("--train.gradient_type", "bf16")
-WAYS = {
+WAYS: dict[str, tuple[str, ...]] = {
     "DDP's buckets, fp32": (),
     "DDP's buckets, bf16": BF16,
     "DDP's buckets, static graph": ("--train.static_graph", "true"),
     "flat, fp32": FLAT,
     "flat, bf16": (*FLAT, *BF16),
+    "ordered, fp32": ("--batch.virtual_workers", "WORLD_SIZE"),
 }
 
 
@@ -53,7 +54,7 @@ def work(options: argparse.Namespace) -> None:
             "1",
             "--data.residency",
             "device",
-            *WAYS[options.way],
+            *(word if word != "WORLD_SIZE" else os.environ[word] for word in WAYS[options.way]),
         ],
     )
     with distributed.connect("auto", 120) as world:

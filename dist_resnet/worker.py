@@ -23,7 +23,7 @@ from dist_resnet.data.manifest import Manifest
 from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
-from dist_resnet.runtime import distributed, lock
+from dist_resnet.runtime import distributed, lock, memory
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking.tracker import Tracker
@@ -141,11 +141,13 @@ def build(
 
 
 def prepare_torch(config: Config, world: World) -> None:
-    """Settings of the whole process: threads, algorithms, and the seed."""
+    """Settings of the whole process: threads, memory, algorithms, and the seed."""
     train = config.train
     threads = train.threads or (1 if config.batch.virtual_workers else None)
     if threads and world.device.type == "cpu":
         torch.set_num_threads(threads)  # convolutions' and BN's sums depend on it
+    if world.device.type == "cpu":
+        memory.keep_freed_memory()
     torch.backends.cudnn.benchmark = not train.deterministic  # nearly all batches have one shape
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first call

@@ -1,6 +1,7 @@
 """A job on the local cluster, as a user would submit, watch and disturb it: for tests and
 benchmarks/chaos.py."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -90,15 +91,15 @@ class Job:
 
     def workers(self, node: str | None = None) -> list[psutil.Process]:
         """This job's worker processes, of one node or of all."""
-        return [
-            p
-            for p in psutil.process_iter(["name", "cmdline"])
-            if p.info["name"].startswith("python")
-            and (p.info["cmdline"] or [])[-3:-1] == ["-m", "submitit.core._submit"]
-            and "-IS" not in p.info["cmdline"]
-            and str(self.run_dir) in p.info["cmdline"][-1]
-            and node in (None, p.environ().get("SLURMD_NODENAME"))
-        ]
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it may end meanwhile
+                words = process.cmdline()
+                is_worker = words[-3:-1] == ["-m", "submitit.core._submit"] and "-IS" not in words
+                if is_worker and "python" in words[0] and str(self.run_dir) in words[-1]:
+                    if node in (None, process.environ().get("SLURMD_NODENAME")):
+                        found.append(process)
+        return found
 
     def log(self) -> str:
         logs = sorted(self.run_dir.glob("logs/*_log.out")) if self.run_dir.exists() else []
@@ -134,8 +135,12 @@ def kill_node(cluster: LocalCluster, node: str, job: Job) -> None:
 
 
 def revive_node(cluster: LocalCluster, node: str) -> None:
+    """SLURM may take it back by itself, as soon as it reports."""
     cluster.start_node(node)
-    cluster.command("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    if "DOWN" in cluster.command("scontrol", "show", "node", node):
+        subprocess.run(
+            ["scontrol", "update", f"NodeName={node}", "State=RESUME"], env=cluster.environment
+        )
 
 
 def reach_the_time_limit(job: Job, seconds: float = 90) -> None:

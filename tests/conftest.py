@@ -1,5 +1,6 @@
 """Small data that the tests make themselves, and trainings run as a user runs them."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -100,16 +101,22 @@ def small_path(config_path) -> Path:
     return config_path
 
 
+LONGEST = (
+    "test_training",
+    "test_slurm",
+    "test_sweep_agents",
+    "test_equal_trainings",
+    "test_virtual_workers",
+    "test_imagenet",
+    "test_sweeps",
+    "test_speedrun",
+    "test_cli",
+)  # files, which pytest-xdist hands out whole: these first
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share something, and so run one after the other, begin first: xdist gives groups
-    out in this order."""
-    groups = ["slurm", "training", "pool"]
-
-    def order(item: pytest.Item) -> int:
-        mark = item.get_closest_marker("xdist_group")
-        return groups.index(mark.args[0]) if mark else len(groups)
-
-    items.sort(key=order)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 TIMES = ("images_per_second", "data_wait", "hours", "test/images_per_second")
@@ -142,11 +149,12 @@ def without_last_checkpoint(
 
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The worker processes of a `dist-resnet train` on this machine."""
-    return [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "submitit.core._submit" in " ".join(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            if "submitit.core._submit" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +167,7 @@ def workers():
 
 @pytest.fixture(scope="session")
 def slurm_cluster():
-    """A SLURM of two nodes. Tests that use it belong to the group `slurm`: they share one."""
+    """A SLURM of two nodes, one for all that run in this process."""
     with (
         tempfile.TemporaryDirectory(prefix="slurm-") as folder,
         LocalCluster(Path(folder), cpus=4) as running,

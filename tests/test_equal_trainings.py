@@ -19,7 +19,6 @@ from dist_resnet.prepare import betons
 from dist_resnet.prepare.encoding import Samples
 from dist_resnet.tracking.tracker import read_metrics
 
-pytestmark = pytest.mark.xdist_group("pool")
 BUCKETS = ("--train.all_reduce", "buckets")
 
 

@@ -164,7 +164,6 @@ def test_pages_are_read_ahead_without_the_systems_cache(tree):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pool")
 def test_resnet50_trains_evaluates_exactly_and_resumes_exactly(
     tree, workers, config_path, tmp_path
 ):

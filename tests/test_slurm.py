@@ -10,7 +10,7 @@ from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch
 from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import cluster as cluster_file, slurm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from conftest import (
 
 from dist_resnet.tracking.tracker import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

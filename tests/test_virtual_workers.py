@@ -10,7 +10,6 @@ from dist_resnet.runtime import distributed
 from dist_resnet.runtime.ordered_sum import OrderedSum, tree_sum
 from dist_resnet.tracking.tracker import read_metrics
 
-pytestmark = pytest.mark.xdist_group("pool")
 VIRTUAL = ("--batch.virtual_workers", 4)
 
 

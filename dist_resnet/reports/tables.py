@@ -14,6 +14,7 @@ from dist_resnet.reports.page import Row, page
 from dist_resnet.tracking.tracker import read_metrics
 
 NAME_WIDTH = 24  # of a run's name, at least; longer ones are folded
+TURNED_WIDTH = 12  # of a run's column where the table is turned round, at least
 BORDERS = 3  # characters that a column takes besides its cells
 CAPTION = (
     "top-1 and top-5 of the last evaluation, on the split named; ... marks what is not known yet"
@@ -57,7 +58,7 @@ def _turned(rows: Sequence[dict[str, str]], width: int, caption: str) -> list[Ta
     heads = max(len(name) for name in rows[0])
     cells = max(len(text) for row in rows for name, text in row.items() if name != "run")
     room = width - 1 - BORDERS - heads
-    column = max(1, min(max(cells, NAME_WIDTH), room - BORDERS))
+    column = max(1, min(max(cells, TURNED_WIDTH), room - BORDERS))
     beside = max(1, room // (BORDERS + column))
     made = []
     for start in range(0, len(rows), beside):

@@ -85,6 +85,9 @@ def load(path: Path) -> Sweep:
     )
     for key, spec in parameters.items():
         _check(path, key, spec, content["method"])
+    cap = content.get("run_cap")
+    is_count = cap is None or (isinstance(cap, int) and cap >= 1)
+    require(is_count, f"sweep {path}: run_cap", cap, "must be a whole number, at least 1")
     return Sweep(content.get("name") or path.stem, content, config, fixed, parameters)
 
 
@@ -92,19 +95,24 @@ def points(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, Any]]:
     """The runs' values, dotted key -> value: the whole grid in its order, or `count` random draws,
     the same for a seed.
 
-    Raises ValueError for bayes, whose next draw needs the results so far, that is, a server."""
+    No more than the run_cap of the file. Raises ValueError for what needs a server, which knows the
+    results so far: bayes, whose next draw follows from them, and early_terminate."""
     require(
         sweep.method != "bayes",
         "method",
         "bayes",
         "needs W&B's server: add --wandb, or use grid or random",
     )
+    early = sweep.content.get("early_terminate")
+    remedy = "needs W&B's server: add --wandb, or take it out of the file"
+    require(early is None, "early_terminate", early, remedy)
+    cap = sweep.content.get("run_cap")
+    count = min((n for n in (count, cap) if n is not None), default=None)
     if sweep.method == "grid":
         choices = [
             [(key, value) for value in _values(spec)] for key, spec in sweep.parameters.items()
         ]
         return [dict(point) for point in itertools.product(*choices)][:count]
-    count = count or sweep.content.get("run_cap")
     if count is None:
         raise ValueError("method = 'random': has no end: give --count N, or run_cap in the file")
     draw = random.Random(seed)
