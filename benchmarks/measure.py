@@ -1,7 +1,9 @@
 """Interleaved measurements, one table, one JSON file: what all benchmarks share."""
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -9,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,33 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
             time.sleep(SETTLE_SECONDS)
             found[name].append(call())
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@contextmanager
+def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Iterator[Callable]:
+    """What make(*arguments) returns, called in a process of its own: our allocator, threads and
+    settings are not the contender's."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, make, arguments))
+    process.start()
+
+    def call() -> float:
+        ours.send("go")
+        return ours.recv()
+
+    try:
+        yield call
+    finally:
+        ours.close()
+        process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], float]], arguments: Any) -> None:
+    some = make(*arguments)
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
+            pipe.send(some())
 
 
 def show(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:

@@ -102,15 +102,18 @@ def main() -> None:
                 "disabled",
                 *chosen,
             ]
-            with measure.training("configs/resnet20.yaml", overrides) as run:
-                found = measure.interleaved(
-                    {
-                        "ours": ours(run, options.steps),
-                        "bare": bare(run, options.steps),
-                        "plain": plain(name, batch, options.steps, options.data, run.world.device),
-                    },
-                    options.rounds,
-                )
+            with (
+                measure.training("configs/resnet20.yaml", overrides) as run,
+                measure.elsewhere(
+                    plain, name, batch, options.steps, options.data, run.world.device
+                ) as plainly,
+            ):
+                contenders = {
+                    "ours": ours(run, options.steps),
+                    "bare": bare(run, options.steps),
+                    "plain": plainly,
+                }
+                found = measure.interleaved(contenders, options.rounds)
             rows.append(
                 {
                     "network": name,

@@ -95,10 +95,10 @@ class Job:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):  # it may end meanwhile
                 words = process.cmdline()
-                is_worker = words[-3:-1] == ["-m", "submitit.core._submit"] and "-IS" not in words
-                if is_worker and "python" in words[0] and str(self.run_dir) in words[-1]:
-                    if node in (None, process.environ().get("SLURMD_NODENAME")):
-                        found.append(process)
+                is_task = words[-3:-1] == ["-m", "submitit.core._submit"] and "-IS" not in words
+                is_ours = is_task and "python" in words[0] and str(self.run_dir) in words[-1]
+                if is_ours and node in (None, process.environ().get("SLURMD_NODENAME")):
+                    found.append(process)
         return found
 
     def log(self) -> str:
