@@ -30,10 +30,10 @@ train: .venv/.ready
 	$(RUN) train configs/quickstart.yaml
 
 test: .venv/.ready
-	@.venv/bin/python -m pytest -n 4 --dist loadfile
+	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.ready
-	@.venv/bin/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 check: .venv/.ready
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -23,7 +23,7 @@ SETTINGS = (
     "--model.family",
     "imagenet",
     "--model.name",
-    "resnet50",
+    "resnet18",
     "--model.zero_init_last_gamma",
     "true",
     "--data.dataset",
@@ -164,16 +164,16 @@ def test_pages_are_read_ahead_without_the_systems_cache(tree):
 
 
 @pytest.mark.slow
-def test_resnet50_trains_evaluates_exactly_and_resumes_exactly(
+def test_resnet18_trains_evaluates_exactly_and_resumes_exactly(
     tree, workers, config_path, tmp_path
 ):
     config_path.write_text(config_path.read_text().replace(", width: 2", ""))
     settings = (*SETTINGS, "--data.dir", tree / "odd")
     run_dir = workers.train(config_path, tmp_path / "run", *settings, size=2)
     summary = json.loads((run_dir / "summary.json").read_text())
-    parameters = 25_557_032 - 1000 * 2049 + 5 * 2049
+    parameters = 11_689_512 - 1000 * 513 + 5 * 513
     found = (summary["steps"], summary["model"], summary["parameters"])
-    assert found == (8, "resnet50", parameters)
+    assert found == (8, "resnet18", parameters)
     expected = [r for r in read_metrics(run_dir) if "test/top1" in r][-1]
     _, means = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
     assert means.samples == 70

@@ -119,7 +119,7 @@ def test_mirrored_answers_do_not_depend_on_the_side():
 @pytest.mark.slow
 def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     (cli.directory / "tricks.yaml").write_text(TRICKS.replace("DATA", str(shapes_dir)))
-    command = ("repeat", "tricks.yaml", "--runs", 2, "--workers-per-node", 2, "--run-dir", "runs")
+    command = ("repeat", "tricks.yaml", "--runs", 2, "--workers-per-node", 1, "--run-dir", "runs")
     code, output = cli(*command)
     assert code == 0 and "standard deviation" in output and "everything, s" in output, output
     report = json.loads((cli.directory / "runs/repeat.json").read_text())

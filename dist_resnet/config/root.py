@@ -55,10 +55,12 @@ class Config:
             "ordered",
             "is the order of virtual workers; set --batch.virtual_workers too",
         )
+        train = self.train
+        fitting = train.all_reduce in ("auto", "flat", "ordered")
         for key, value, fits in (
-            ("train.all_reduce", self.train.all_reduce, self.train.all_reduce != "buckets"),
-            ("train.static_graph", self.train.static_graph, not self.train.static_graph),
-            ("train.gradient_type", self.train.gradient_type, self.train.gradient_type == "fp32"),
+            ("train.all_reduce", train.all_reduce, fitting),
+            ("train.static_graph", train.static_graph, not train.static_graph),
+            ("train.gradient_type", train.gradient_type, train.gradient_type == "fp32"),
         ):
             require(
                 fits or not virtual,

@@ -6,6 +6,7 @@ Sources: He et al. 2015, section 4.2 (milestones, the constant warmup of ResNet-
 Hoffer et al. 2017, section 5 (the same number of updates at any batch)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dist_resnet.config import Config, parse_length
@@ -51,12 +52,11 @@ class Plan:
             if self.warmup == "constant":
                 return self.warmup_lr
             return self.warmup_lr + (self.peak_lr - self.warmup_lr) * (step + 1) / self.warmup_steps
-        if self.decay == "milestones":
-            return self.peak_lr * self.gamma ** sum(step >= m for m in self.milestones)
-        part = (step - self.warmup_steps) / max(1, self.schedule_steps - self.warmup_steps)
-        return self.peak_lr * (
-            1 - part if self.decay == "linear" else (1 + math.cos(math.pi * part)) / 2
-        )
+        return self.peak_lr * DECAYS[self.decay].factor(self, step)
+
+    def part(self, step: int) -> float:
+        """How much of the way from the warmup's end to the recipe's is done, 0 to 1."""
+        return (step - self.warmup_steps) / max(1, self.schedule_steps - self.warmup_steps)
 
     def resolution_at(self, epoch: int) -> int:
         """Pixels a side of an epoch's training images: rising linearly over the ramp, in steps of
@@ -86,12 +86,7 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """The short table that is printed at the start."""
-        falls = {
-            "milestones": f"x {self.gamma:g} at "
-            + (", ".join(f"{m:,}" for m in self.milestones) or "no step"),
-            "linear": "linearly to 0",
-            "cosine": "along a cosine to 0",
-        }[self.decay]
+        falls = DECAYS[self.decay].words(self)
         warmup = {
             "none": "none",
             "constant": f"{self.warmup_lr:g} for {self.warmup_steps:,} steps",
@@ -126,6 +121,34 @@ class Plan:
                 f"{self.checkpoint_every:,} steps",
             ),
         ]
+
+
+@dataclass(frozen=True)
+class Decay:
+    """How the learning rate falls: what the peak is multiplied by at a step, and what is
+    printed."""
+
+    factor: Callable[[Plan, int], float]
+    words: Callable[[Plan], str]
+
+
+def _milestones_passed(plan: Plan, step: int) -> float:
+    return plan.gamma ** sum(step >= m for m in plan.milestones)
+
+
+def _milestones_named(plan: Plan) -> str:
+    named = ", ".join(f"{m:,}" for m in plan.milestones) or "no step"
+    return f"x {plan.gamma:g} at {named}"
+
+
+DECAYS = {
+    "milestones": Decay(_milestones_passed, _milestones_named),
+    "linear": Decay(lambda plan, step: 1 - plan.part(step), lambda plan: "linearly to 0"),
+    "cosine": Decay(
+        lambda plan, step: (1 + math.cos(math.pi * plan.part(step))) / 2,
+        lambda plan: "along a cosine to 0",
+    ),
+}
 
 
 def plan(config: Config, world_size: int, train_samples: int) -> Plan:

@@ -1,4 +1,4 @@
-"""Crop and flip in compiled code, with the draws of stream.py: no generator, one copy of every
+"""Crop and flip in compiled code, with the draws of sampling.py: no generator, one copy of every
 pixel.
 
 The same code reads images from memory, from a mapped beton, and from FFCV's buffers. numba keeps it

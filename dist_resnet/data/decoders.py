@@ -1,5 +1,5 @@
-"""Decoders for images of any size: a random resized crop with the draws of stream.py, and a central
-crop."""
+"""Decoders for images of any size: a random resized crop with the draws of sampling.py, and a
+central crop."""
 
 import math
 from collections.abc import Callable

@@ -121,7 +121,7 @@ def mix_torch(x: torch.Tensor) -> torch.Tensor:
 
 def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -> torch.Tensor:
     """Crop and flip samples in torch's own operations, on any device: what data/augment.py and
-    data/gpu.py compile, written plainly.
+    data/triton_augment.py compile, written plainly.
 
     images: uint8 (samples, H, W, C), all of them; ids: int64 (N,), which to take. Returns uint8 (N,
     H, W, C)."""

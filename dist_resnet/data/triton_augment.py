@@ -1,4 +1,5 @@
-"""Crop and flip on a GPU: gathered, cropped and flipped by one kernel, with the draws of stream.py.
+"""Crop and flip on a GPU: gathered, cropped and flipped by one kernel, with the draws of
+sampling.py.
 
 The same in torch's operations (sampling.augment) is 65 of them a batch.
 """
@@ -18,7 +19,7 @@ _MIX_1, _MIX_2, _DX, _DY, _FIELD = (
 
 @triton.jit
 def mix(x):
-    """stream.mix, on uint64."""
+    """sampling.mix, on uint64."""
     x = (x ^ (x >> 30)) * _MIX_1
     x = (x ^ (x >> 27)) * _MIX_2
     return x ^ (x >> 31)

@@ -14,7 +14,7 @@ WARM_UP_STEPS = 11  # before a capture, as the torch manual asks of networks in 
 
 
 class GraphedUpdate:
-    """train.update over buffers of its own, captured once and replayed with every batch: one launch
+    """loop.update over buffers of its own, captured once and replayed with every batch: one launch
     in place of hundreds."""
 
     def __init__(self, run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:

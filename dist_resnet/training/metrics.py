@@ -28,6 +28,9 @@ class Means:
         }
 
 
+COLUMNS = ("loss", "top1", "top5", "bad_steps", "samples")  # of the sums
+
+
 class Sums:
     """Sums over batches, kept on the device: adding makes no host synchronisation.
 
@@ -35,7 +38,7 @@ class Sums:
     virtual workers' numbers, so that the sums do not depend on the world size."""
 
     def __init__(self, device: torch.device, parts: int = 1) -> None:
-        self.totals = torch.zeros((parts, 5), dtype=torch.float64, device=device)
+        self.totals = torch.zeros((parts, len(COLUMNS)), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(
@@ -45,15 +48,14 @@ class Sums:
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         correct = best == labels[:, None]
         loss = mean_loss.double()
-        self.totals[part] += torch.stack(
-            [
-                loss * len(labels),
-                correct[:, 0].sum().double(),
-                correct.sum().double(),
-                (~torch.isfinite(loss)).double(),
-                torch.full_like(loss, len(labels)),
-            ]
-        )
+        found = {
+            "loss": loss * len(labels),
+            "top1": correct[:, 0].sum().double(),
+            "top5": correct.sum().double(),
+            "bad_steps": (~torch.isfinite(loss)).double(),
+            "samples": torch.full_like(loss, len(labels)),
+        }
+        self.totals[part] += torch.stack([found[column] for column in COLUMNS])
 
     def table(self, world: World) -> list[list[float]]:
         """All virtual workers' sums, a row each. One all-gather, one host sync."""
@@ -63,9 +65,15 @@ class Sums:
         """The means over all ranks; the sums start again from zero."""
         rows = self.table(world)
         self.totals.zero_()
-        loss, top1, top5, bad, samples = (sum(column) for column in zip(*rows))
-        n = max(samples, 1)
-        return Means(loss / n, top1 / n, top5 / n, int(samples), bad / len(rows))
+        total = {name: sum(column) for name, column in zip(COLUMNS, zip(*rows))}
+        n = max(total["samples"], 1)
+        return Means(
+            loss=total["loss"] / n,
+            top1=total["top1"] / n,
+            top5=total["top5"] / n,
+            samples=int(total["samples"]),
+            bad_steps=total["bad_steps"] / len(rows),
+        )
 
     def restore(self, table: list[list[float]], world: World) -> None:
         """Go on from a `table`. Where it was of other virtual workers, the first takes it all."""
