@@ -15,7 +15,7 @@ from conftest import (
 from frozen_bn import STEPS, frozen_bn
 
 from dist_resnet import worker
-from dist_resnet.prepare import betons
+from dist_resnet.prepare import betons, shapes
 from dist_resnet.prepare.encoding import Samples
 from dist_resnet.tracking.tracker import read_metrics
 
@@ -132,6 +132,22 @@ def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path)
     assert (split, means.samples) == ("test", TEST)
     assert means.top1 * TEST == pytest.approx(round(expected["test/top1"] * TEST), abs=1e-9)
     assert means.loss == pytest.approx(expected["test/loss"], rel=2e-3)  # bf16, other batches
+
+
+def test_a_training_on_val_says_so_everywhere(workers, small_path, tmp_path):
+    betons.prepare(shapes.make(200, 50), tmp_path / "held", val=40, seed=0)
+    where = ("--data.dir", tmp_path / "held", "--data.evaluate_on", "val", "--data.dataset", "null")
+    run_dir = workers.train(small_path, tmp_path / "run", *where, "--train.max_steps", 4)
+    written = [p for p in run_dir.rglob("*") if p.suffix in (".jsonl", ".json")]
+    assert len(written) == 2 and "val   loss" in workers.output
+    for path in written:
+        assert "val" in path.read_text() and "test" not in path.read_text(), path
+    assert "test" not in workers.output
+    assert worker_says(workers, run_dir, "test")[1].samples == 50
+
+
+def worker_says(workers, run_dir, split):
+    return workers.call(worker.evaluate, str(run_dir), "LATEST", split)[0]
 
 
 def test_learns(workers, small_path, tmp_path):
