@@ -27,7 +27,9 @@ train() {
   fi
   echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST; logs in $folder"
   # a signal that comes while Python is still starting waits until its handler is there
-  srun --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
+  # DIST_RESNET_SRUN_ARGS: what a site wants of srun besides, such as --mpi=none
+  # shellcheck disable=SC2086
+  srun $DIST_RESNET_SRUN_ARGS --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
     --open-mode=append "$python" -IS launch/executors/hold_sigusr2.py "$python" -u -m submitit.core._submit "$folder"
   "$python" -m launch settle "$folder"  # says who failed and why
   local code=$?

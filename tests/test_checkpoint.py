@@ -19,9 +19,14 @@ class Alone(World):
 ALONE = Alone(0, 1, torch.device("cpu"))
 
 
-def save(directory, step, best=False):
+def save(directory, step, best=False, keep=2):
     checkpoint.save(
-        directory, {"step": step, "weights": torch.full((1000,), float(step))}, step, best, 2, ALONE
+        directory,
+        {"step": step, "weights": torch.full((1000,), float(step))},
+        step,
+        best,
+        keep,
+        ALONE,
     )
 
 
@@ -37,6 +42,8 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
     assert names(tmp_path) == sorted(["BEST", "LATEST", *kept, *(f"{k}.sha256" for k in kept)])
     assert checkpoint.load_latest(tmp_path, ALONE)["step"] == 40
     assert checkpoint.load(checkpoint.named(tmp_path, "BEST"))["weights"][0] == 20
+    save(tmp_path, 50, keep=3)
+    assert len(list(tmp_path.glob("*.pt"))) == 4 and (tmp_path / "step_00000030.pt").exists()
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,9 @@ def test_cluster_files_are_strict(tmp_path):
     path = tmp_path / "c.yaml"
     for text, part in (
         ("partion: gpu", "partition"),
-        ("gpus_per_node: many", "gpus_per_node"),
+        ("gpus_per_node: a100:many", "gpus_per_node.*a100:4"),
+        ("gpus_per_node: 0", "gpus_per_node"),
+        ("sbatch: {time: 5}", "sbatch.*'time'.*keys of their own"),
         ("time: 0", "time"),
         ("{time: 1, signal_delay_s: 90}", "signal_delay_s"),
     ):

@@ -180,10 +180,12 @@ def test_from_a_cluster_file_with_a_worker_that_hangs(
 
 def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     (tmp_path / "c.yaml").write_text("""
-{partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: 8,
+{partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: a100:8,
  cpus_per_task: 7, mem: 60G, time: 90, signal_delay_s: 77, max_restarts: 5, max_faults: 2,
- array_parallelism: 9, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"]}""")
+ array_parallelism: 9, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"],
+ sbatch: {reservation: night, mail_type: END, exclusive: true}}""")
     where = cluster_file.load(tmp_path / "c.yaml")
+    assert where.number_of_gpus == 8
     text = slurm.script(tmp_path / "run", where, 4, 8)
     given = {
         line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")
@@ -194,7 +196,10 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
         "qos=q1",
         "constraint=c1",
         "exclude='x[1-2]'",
-        "gpus-per-node=8",
+        "gpus-per-node=a100:8",
+        "reservation=night",
+        "mail-type=END",
+        "exclusive",
         "cpus-per-task=7",
         "mem=60G",
         "time=90",
@@ -239,4 +244,5 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
         "signal_delay_s",
         "setup",
         "srun_args",
+        "sbatch",
     }

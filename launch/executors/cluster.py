@@ -1,9 +1,10 @@
 """configs/cluster/*.yaml: where a training runs. Checked strictly; no torch, no submitit."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional, Union
 
 import jsonargparse
 
@@ -19,7 +20,7 @@ class Cluster:
     qos: Optional[str] = setting(None, "")
     constraint: Optional[str] = setting(None, "")
     exclude: Optional[str] = setting(None, "nodes to keep away from")
-    gpus_per_node: Optional[int] = setting(None, "")
+    gpus_per_node: Optional[Union[int, str]] = setting(None, "4, or with their type a100:4")
     cpus_per_task: Optional[int] = setting(None, "")
     mem: Optional[str] = setting(None, "per node, such as 64G")
     time: int = setting(
@@ -35,10 +36,23 @@ class Cluster:
         (), "shell lines to run before the workers, such as `module load`"
     )
     srun_args: tuple[str, ...] = setting((), "extra arguments of srun")
+    sbatch: Optional[dict[str, Any]] = setting(
+        None, "any other option of sbatch, such as {reservation: night, gres: nvme:1}"
+    )
 
     def __post_init__(self) -> None:
+        gpus = "1" if self.gpus_per_node is None else str(self.gpus_per_node)
+        require(
+            re.fullmatch(r"([\w.-]+:)*[1-9]\d*", gpus) is not None,
+            "cluster file: gpus_per_node",
+            self.gpus_per_node,
+            "write their number, at least 1, or type and number such as a100:4",
+        )
+        named = {field.name for field in dataclasses.fields(self)} & set(self.sbatch or {})
+        require(
+            not named, "cluster file: sbatch", sorted(named), "are keys of their own, beside sbatch"
+        )
         for key in (
-            "gpus_per_node",
             "cpus_per_task",
             "time",
             "signal_delay_s",
@@ -58,6 +72,11 @@ class Cluster:
             self.signal_delay_s,
             f"must be less than the time limit of {self.time} minutes",
         )
+
+    @property
+    def number_of_gpus(self) -> int | None:
+        """Of a node; None where it is not said."""
+        return int(str(self.gpus_per_node).rpartition(":")[2]) if self.gpus_per_node else None
 
 
 def load(path: Path | None) -> Cluster:

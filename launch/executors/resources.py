@@ -31,7 +31,7 @@ class Resources:
             )
         if not here:
             return cls(
-                True, where, options.nodes, options.workers_per_node or where.gpus_per_node or 1
+                True, where, options.nodes, options.workers_per_node or where.number_of_gpus or 1
             )
         asked = 1 if options.cluster == "debug" else options.workers_per_node
         workers = asked or local.default_workers(device)

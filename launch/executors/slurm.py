@@ -91,7 +91,7 @@ def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: in
         stderr_to_stdout=True,
         array_parallelism=cluster.array_parallelism,
         srun_args=["--kill-on-bad-exit=1", "--open-mode=append", *cluster.srun_args],
-        additional_parameters={"requeue": True},
+        additional_parameters={"requeue": True, **(cluster.sbatch or {})},
         setup=[
             "trap ':' USR1 USR2  # `scancel --full` sends them to this shell too",
             *cluster.setup,
