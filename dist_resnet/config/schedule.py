@@ -154,26 +154,7 @@ DECAYS = {
 def plan(config: Config, world_size: int, train_samples: int) -> Plan:
     """Derive the Plan. Raises ValueError where batch, world size and data set do not fit
     together."""
-    workers = config.batch.virtual_workers or world_size
-    if workers % world_size:
-        fitting = ", ".join(str(w) for w in range(1, workers + 1) if workers % w == 0)
-        raise ValueError(
-            f"batch.virtual_workers = {workers} cannot be run by {world_size} workers: "
-            f"their number must divide it ({fitting})"
-        )
-    global_batch = config.batch.global_ or (config.batch.per_worker or 0) * workers
-    if global_batch % workers:
-        near = max(1, round(global_batch / workers)) * workers
-        raise ValueError(
-            f"batch.global = {global_batch} does not divide by {workers} workers: "
-            f"set --batch.global {near}, or another number of workers"
-        )
-    if global_batch > train_samples:
-        raise ValueError(
-            f"the global batch of {global_batch} is larger than the {train_samples} training "
-            "samples: "
-            "lower batch.per_worker or batch.global, or use fewer workers"
-        )
+    workers, global_batch = _workers_and_batch(config, world_size, train_samples)
     recipe, k = config.schedule, global_batch / config.schedule.reference_batch
     lr_factor = {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}[config.scaling.lr]
     steps_per_epoch = train_samples // global_batch
@@ -219,3 +200,27 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         min_resolution=config.data.min_resolution,
         ramp=config.data.ramp,
     )
+
+
+def _workers_and_batch(config: Config, world_size: int, train_samples: int) -> tuple[int, int]:
+    """(virtual workers, global batch)."""
+    workers = config.batch.virtual_workers or world_size
+    if workers % world_size:
+        fitting = ", ".join(str(w) for w in range(1, workers + 1) if workers % w == 0)
+        raise ValueError(
+            f"batch.virtual_workers = {workers} cannot be run by {world_size} workers: "
+            f"their number must divide it ({fitting})"
+        )
+    global_batch = config.batch.global_ or (config.batch.per_worker or 0) * workers
+    if global_batch % workers:
+        near = max(1, round(global_batch / workers)) * workers
+        raise ValueError(
+            f"batch.global = {global_batch} does not divide by {workers} workers: "
+            f"set --batch.global {near}, or another number of workers"
+        )
+    if global_batch > train_samples:
+        raise ValueError(
+            f"the global batch of {global_batch} is larger than the {train_samples} training "
+            "samples: lower batch.per_worker or batch.global, or use fewer workers"
+        )
+    return workers, global_batch
