@@ -64,7 +64,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
             cuda_graph.warm_up(run)
             outcome = loop.fit(run)
             if outcome == COMPLETED:
-                finish(run, run_dir, betons)
+                finish(run, run_dir, data_dir, betons)
             else:
                 leave(run, outcome)
         finally:
@@ -265,9 +265,24 @@ def leave(run: Training, outcome: str) -> None:
     run.tracker.finish(preempted=outcome == PREEMPTED)
 
 
-def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
+def final_evaluation(run: Training, data_dir: Path, betons: Manifest) -> dict[str, float]:
+    """The figures of train.final_split, as summary.json has them."""
+    split = run.config.train.final_split
+    if split is None:
+        return {}
+    data = loader.eval_loader(run.config, data_dir, betons, split, run.world)
+    mirrored = run.config.train.eval_mirrored
+    means = evaluation.evaluate(
+        run.model.module, data, run.normalise, run.world, run.plan.parts, mirrored
+    )
+    run.tracker.say(f"final, {split}: loss {means.loss:.4f}, top-1 {means.top1:.2%}")
+    return {f"{split}_loss": means.loss, f"{split}_top1": means.top1, f"{split}_top5": means.top5}
+
+
+def finish(run: Training, run_dir: Path, data_dir: Path, betons: Manifest) -> None:
     """summary.json, curves.png, top_losses.png, and the last words to W&B; on rank 0."""
     run.progress.clock.start("evaluation")
+    final = final_evaluation(run, data_dir, betons)
     mirrored, count = run.config.train.eval_mirrored, run.config.tracking.top_losses
     worst = evaluation.top_losses(
         run.model.module, run.eval_data, run.normalise, run.world, mirrored, count
@@ -276,7 +291,7 @@ def finish(run: Training, run_dir: Path, betons: Manifest) -> None:
         return
     from dist_resnet.reports import figures  # matplotlib takes half a second to import
 
-    result = summary.summary(run, betons.dataset)
+    result = {**summary.summary(run, betons.dataset), **final}
     picture = figures.draw_curves([run_dir], run_dir / "curves.png", run.plan.milestones)
     names = betons.classes
     rows = [asdict(w) | {"label": names[w.label], "prediction": names[w.prediction]} for w in worst]

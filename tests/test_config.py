@@ -55,6 +55,7 @@ def test_overrides_are_typed(path):
         (["--data.crop_area", "[0.1, .inf]"], ["data.crop_area", "inf", "finite"]),
         (["--train.seed", "one"], ["train.seed", "one", "a whole number"]),
         (["--train.keep_checkpoints", "0"], ["train.keep_checkpoints", "at least 1"]),
+        (["--train.final_split", "test"], ["train.final_split", "--data.evaluate_on val"]),
         (["--model.family", "vgg"], ["model.family", "vgg", "imagenet"]),
         (["--model.shortcut", "C"], ["model.shortcut", "C", "'A', 'B'"]),
         (["--model.name", "resnet21"], ["resnet21", "6n+2"]),

@@ -17,6 +17,7 @@ from frozen_bn import STEPS, frozen_bn
 from dist_resnet import worker
 from dist_resnet.prepare import betons, shapes
 from dist_resnet.prepare.encoding import Samples
+from dist_resnet.reports import comparison
 from dist_resnet.tracking.tracker import read_metrics
 
 BUCKETS = ("--train.all_reduce", "buckets")
@@ -135,19 +136,25 @@ def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path)
 
 
 def test_a_training_on_val_says_so_everywhere(workers, small_path, tmp_path):
+    """Nothing is called test, unless it is asked for at the end."""
     betons.prepare(shapes.make(200, 50), tmp_path / "held", val=40, seed=0)
     where = ("--data.dir", tmp_path / "held", "--data.evaluate_on", "val", "--data.dataset", "null")
-    run_dir = workers.train(small_path, tmp_path / "run", *where, "--train.max_steps", 4)
+    settings = (*where, "--train.max_steps", 4)
+    run_dir = workers.train(small_path, tmp_path / "run", *settings)
     written = [p for p in run_dir.rglob("*") if p.suffix in (".jsonl", ".json")]
     assert len(written) == 2 and "val   loss" in workers.output
     for path in written:
         assert "val" in path.read_text() and "test" not in path.read_text(), path
     assert "test" not in workers.output
-    assert worker_says(workers, run_dir, "test")[1].samples == 50
+    split, means = workers.call(worker.evaluate, str(run_dir), "LATEST", "test")[0]
+    assert (split, means.samples) == ("test", 50)
 
-
-def worker_says(workers, run_dir, split):
-    return workers.call(worker.evaluate, str(run_dir), "LATEST", split)[0]
+    both = workers.train(small_path, tmp_path / "b", *settings, "--train.final_split", "test")
+    summary = json.loads((both / "summary.json").read_text())
+    assert summary["test_top1"] == means.top1 and summary["evaluated_on"] == "val"
+    assert "test" not in (both / "metrics.jsonl").read_text()
+    results = comparison.compare([both, run_dir]).runs
+    assert [run.results["final test top-1"] for run in results if run.path == both] == [means.top1]
 
 
 def test_learns(workers, small_path, tmp_path):

@@ -48,6 +48,12 @@ class Config:
             "needs optim.name sgd and images of one size throughout (no data.min_resolution)",
         )
 
+        require(
+            self.train.final_split != self.data.evaluate_on,
+            "train.final_split",
+            self.train.final_split,
+            "is data.evaluate_on already; leave it out, or set --data.evaluate_on val",
+        )
         virtual = self.batch.virtual_workers is not None
         require(
             virtual or self.train.all_reduce != "ordered",

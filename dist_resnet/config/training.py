@@ -162,6 +162,9 @@ class Train(Section):
         False, "GPU: only algorithms that give the same bits every time; slower"
     )
     label_smoothing: float = setting(0.0, "of the training loss")
+    final_split: Optional[Literal["test", "val"]] = setting(
+        None, "evaluate once more at the end, on this split, beside data.evaluate_on"
+    )
     max_steps: Optional[int] = setting(
         None, "stop here, with the schedule unchanged; null: at its end"
     )

@@ -26,7 +26,8 @@ def betons_of(config: Config, run_dir: Path, world: World) -> Iterator[tuple[Pat
     if not config.data.stage:
         yield source, betons
         return
-    splits = tuple(split for split in ("train", config.data.evaluate_on) if split in betons.splits)
+    wanted = ("train", config.data.evaluate_on, config.train.final_split)
+    splits = tuple(split for split in betons.splits if split in wanted)
     with staging.staged(
         source, betons, splits, run_dir, world, warn=print if world.rank == 0 else lambda line: None
     ) as directory:

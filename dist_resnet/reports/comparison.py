@@ -62,8 +62,9 @@ def compare(paths: Sequence[Path]) -> Comparison:
     changed = sorted({key for config in configs.values() for key in differences(first, config)})
     summaries = {run_dir: read_summary(run_dir) for run_dir in configs}
     goal = _goal([s for s in summaries.values() if s])
+    finals = sorted({c.train.final_split for c in configs.values() if c.train.final_split})
     runs = [
-        Run(d, config, _results(d, config, summaries[d], goal), summaries[d] is not None)
+        Run(d, config, _results(d, config, summaries[d], goal, finals), summaries[d] is not None)
         for d, config in configs.items()
     ]
     return Comparison(sorted(runs, key=lambda run: -(run.top1 or 0)), changed)
@@ -142,10 +143,15 @@ def _goal(summaries: Sequence[dict[str, Any]]) -> int | None:
 
 
 def _results(
-    run_dir: Path, config: Config, done: dict[str, Any] | None, goal: int | None
+    run_dir: Path,
+    config: Config,
+    done: dict[str, Any] | None,
+    goal: int | None,
+    finals: Sequence[str],
 ) -> dict[str, Any]:
-    """Column -> value. The accuracies are those of the split that the run evaluates on."""
-    split = config.data.evaluate_on
+    """Column -> value. The accuracies are those of the split that the run evaluates on; `finals`:
+    what any of the runs compared is evaluated on at its end besides."""
+    split, own = config.data.evaluate_on, config.train.final_split
     if done:
         seconds = done["seconds_to_top1"].get(str(goal))
         time_to = {f"minutes to {goal} %": seconds and seconds / 60} if goal else {}
@@ -153,6 +159,7 @@ def _results(
             "top-1": done[f"{split}_top1"],
             "top-5": done[f"{split}_top5"],
             "best top-1": done[f"best_{split}_top1"],
+            **{f"final {s} top-1": done[f"{s}_top1"] if s == own else None for s in finals},
             **time_to,
             "split": split,
             "hours": sum(done["seconds"].values()) / 3600,
@@ -170,6 +177,7 @@ def _results(
         "top-1": last.get(f"{split}/top1"),
         "top-5": last.get(f"{split}/top5"),
         "best top-1": max((r[f"{split}/top1"] for r in evaluations), default=None),
+        **{f"final {s} top-1": None for s in finals},
         **({f"minutes to {goal} %": None} if goal else {}),
         "split": split,
         "hours": trained.get("hours"),

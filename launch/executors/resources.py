@@ -51,6 +51,7 @@ def check(config: Config, world_size: int) -> None:
         )
     directory = Path(config.data.dir)
     betons = manifest.load(directory, config.data.dataset)
-    for split in ("train", config.data.evaluate_on):
+    final = config.train.final_split
+    for split in ("train", config.data.evaluate_on, *([final] if final else [])):
         manifest.verify(directory, betons, split, contents=False)
     schedule.plan(config, world_size, betons.splits["train"].samples)
