@@ -171,9 +171,11 @@ def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config
 def test_compare_sorts_runs_and_shows_what_differs(cli, config_path):
     """Of a run in this process, and of one that has only begun."""
     command = ("train", "tiny.yaml", "--train.max_steps", 20, "--optim.lr")
-    code, output = cli(*command, 0.05, "--run-dir", "lr0.05", "--cluster", "debug")
+    alone = ("--cluster", "debug", "--train.deterministic", "true")
+    code, output = cli(*command, 0.05, "--run-dir", "lr0.05", *alone)
     assert code == 0, output
-    config = config_file.load(config_path, ["--train.max_steps", "20", "--optim.lr", "0.0001"])
+    words = ["--train.max_steps", "20", "--optim.lr", "0.0001", *alone[2:]]
+    config = config_file.load(config_path, words)
     run_dir.create(cli.directory / "lr0.0001", config)
     code, output = cli("compare", "lr0.0001", "lr0.05")
     assert code == 0 and "optim.lr" in output and "optim.momentum" not in output, output
