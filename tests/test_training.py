@@ -84,33 +84,37 @@ def test_a_finished_run_is_not_run_again(straight):
     )
 
 
-@pytest.mark.parametrize("victim", ["worker 1", "launcher"])
-def test_killed_by_sigkill_the_same_command_ends_bit_identical(straight, cli, config_path, victim):
-    command = (
-        "train",
-        "tiny.yaml",
-        "--workers-per-node",
-        2,
-    )  # its RUN_DIR follows from the configuration
+def test_killed_and_interrupted_the_same_command_ends_bit_identical(straight, cli, config_path):
+    """A worker is killed, then the launcher; then Ctrl-C; each time the same command goes on."""
+    command = ("train", "tiny.yaml", "--workers-per-node", 2)  # its configuration names RUN_DIR
     process = cli.start(*command)
     (run_dir,) = wait_for_run_dir(cli.directory)
-    wait_for_step(run_dir, 6 if victim == "launcher" else 14, process)
-    workers = sorted(workers_of(process), key=lambda p: int(p.environ()["SUBMITIT_LOCAL_GLOBALID"]))
-    assert len(workers) == 2
-    if victim == "launcher":
-        process.kill()  # its workers must notice
-        process.communicate()
-        _, alive = psutil.wait_procs(workers, timeout=20)
-        assert not alive
-    else:
-        workers[int(victim[-1])].kill()
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert (
-            f"the worker of rank {victim[-1]} ended without a word" in output and "log: " in output
-        ), output
-        assert not any(w.is_running() for w in workers)
-    assert not (run_dir / "summary.json").exists()
+    wait_for_step(run_dir, 4, process)
+    first = workers_of(process)
+    assert len(first) == 2
+    (rank1,) = [p for p in first if p.environ()["SUBMITIT_LOCAL_GLOBALID"] == "1"]
+    rank1.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "log: " in output, output
+    assert "the worker of rank 1 ended without a word" in output, output
+    assert not any(w.is_running() for w in first)
+
+    process = cli.start(*command)
+    wait_for_step(run_dir, 12, process)
+    orphans = workers_of(process)
+    process.kill()  # its workers must notice
+    process.communicate()
+    _, alive = psutil.wait_procs(orphans, timeout=20)
+    assert len(orphans) == 2 and not alive
+
+    process = cli.start(*command)
+    wait_for_step(run_dir, 20, process)
+    last = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "terminated: saved at step" in output, output
+    assert not any(w.is_running() for w in last) and not (run_dir / "summary.json").exists()
+
     code, output = cli(*command)
     assert code == 0 and "resuming at step" in output, output
     assert_identical(straight[0], run_dir)
@@ -163,19 +167,6 @@ def test_a_preemption_while_python_is_starting_is_not_lost(straight, cli, config
         worker.send_signal(signal.SIGUSR2)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0 and "preempted: saved at step 1;" in output, output
-    assert_identical(straight[0], cli.directory / "run")
-
-
-def test_ctrl_c_saves_and_leaves(straight, cli, config_path):
-    process = cli.start("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
-    wait_for_step(cli.directory / "run", 6, process)
-    workers = workers_of(process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "terminated: saved at step" in output, output
-    assert not any(w.is_running() for w in workers)
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
-    assert code == 0, output
     assert_identical(straight[0], cli.directory / "run")
 
 
