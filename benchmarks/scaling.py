@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.step import ours
-from dist_resnet.config import config_file
+from dist_resnet.config import Config, config_file
 from dist_resnet.reports import estimate
 from dist_resnet.reports.estimate import Link, Step
 from dist_resnet.runtime import distributed
@@ -58,19 +58,23 @@ def work(options: argparse.Namespace) -> None:
         ],
     )
     with distributed.connect("auto", 120) as world:
-        run = measure.build(config, Path("."), world)  # which nothing is written to
-        some = ours(run, options.steps)
-        some()
-        rates = [some() for _ in range(options.repeats)]
-        size = sum(p.numel() for p in run.model.parameters())
-        found = {
-            "images/s": sorted(rates)[len(rates) // 2],
-            "bytes": 4 * size,
-            "all-reduce": all_reduce_seconds(world, size),
-            "smallest all-reduce": all_reduce_seconds(world, 1),
-        }
+        found = measured(options, config, world)
         if world.rank == 0:
             print("RESULT", json.dumps(found))
+
+
+def measured(options: argparse.Namespace, config: Config, world: World) -> dict[str, float]:
+    run = measure.build(config, Path("."), world)  # which nothing is written to
+    some = ours(run, options.steps)
+    some()
+    rates = [some() for _ in range(options.repeats)]
+    size = sum(p.numel() for p in run.model.parameters())
+    return {
+        "images/s": sorted(rates)[len(rates) // 2],
+        "bytes": 4 * size,
+        "all-reduce": all_reduce_seconds(world, size),
+        "smallest all-reduce": all_reduce_seconds(world, 1),
+    }
 
 
 def all_reduce_seconds(world: World, numbers: int, times: int = 30) -> float:

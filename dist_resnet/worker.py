@@ -57,21 +57,33 @@ def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
         locked(run_dir, world),
         loader.betons_of(config, run_dir, world) as (data_dir, betons),
     ):
-        run = build(config, run_dir, data_dir, betons, world, stop, progress)
-        announce(run, betons)
-        resume(run, run_dir, betons)
-        try:
-            cuda_graph.warm_up(run)
-            outcome = loop.fit(run)
-            if outcome == COMPLETED:
-                finish(run, run_dir, data_dir, betons)
-            else:
-                leave(run, outcome)
-        finally:
-            run.tracker.finish()
-            cuda_graph.release(run)
-        # all leave together, so that a launcher sees a missing worker for what it is
-        world.barrier()
+        return life(config, run_dir, data_dir, betons, world, stop, progress)
+
+
+def life(
+    config: Config,
+    run_dir: Path,
+    data_dir: Path,
+    betons: Manifest,
+    world: World,
+    stop: StopSignal,
+    progress: Progress,
+) -> str:
+    """From build to finish or leave. What it holds of the process group is let go with it."""
+    run = build(config, run_dir, data_dir, betons, world, stop, progress)
+    announce(run, betons)
+    resume(run, run_dir, betons)
+    try:
+        cuda_graph.warm_up(run)
+        outcome = loop.fit(run)
+        if outcome == COMPLETED:
+            finish(run, run_dir, data_dir, betons)
+        else:
+            leave(run, outcome)
+    finally:
+        run.tracker.finish()
+        cuda_graph.release(run)
+    world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
     return outcome
 
 

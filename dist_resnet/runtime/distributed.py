@@ -1,5 +1,6 @@
 """World: rank, device, process group, reduce. The only reader of RANK and its kin."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,7 @@ def connect(device: str, timeout_s: float) -> Iterator[World]:
         device_id=chosen if chosen.type == "cuda" else None,
     )
     yield World(rank, size, chosen, local_rank, local_size)
+    gc.collect()  # a network in DDP that outlives its group aborts the process at its exit
     dist.destroy_process_group()
 
 
