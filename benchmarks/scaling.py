@@ -179,7 +179,7 @@ def main() -> None:
             / count,
             figures["smallest all-reduce"] / max(1, 2 * (count - 1)),
         )
-        told = estimate.forecast(
+        told = estimate.estimate(
             config, Step(0.0, 1 / alone), link, figures["bytes"], 50_000, count, options.batch
         )
         rows.append(
