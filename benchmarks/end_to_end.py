@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from benchmarks import measure
 from dist_resnet import models
-from dist_resnet.config import config_file, schedule
+from dist_resnet.config import SpeedrunModel, config_file, schedule
 from dist_resnet.data import manifest
 from dist_resnet.training import optim
 
@@ -84,7 +84,7 @@ def plain_loop(options: argparse.Namespace, overrides: list[str]) -> None:
     model = models.build(config.model, len(betons.classes)).to(device)
     optimizer = optim.build(config.optim, model)
     loader = measure.plain_loader(options.data, plan.global_batch, workers)
-    if config.model.whiten:
+    if isinstance(config.model, SpeedrunModel) and config.model.whiten:
         model.whiten(torch.cat([images for (images, _), _ in zip(loader, range(8))]).to(device))
     began, step, total = time.perf_counter(), 0, 0.0
     while step < plan.last_step:
