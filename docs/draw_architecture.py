@@ -4,7 +4,9 @@ A room is a folder, or a file that stands alone. Rooms of a floor do not import 
 a room imports lies on a floor below its own. Arrows that follow from others are left out."""
 
 import ast
+import gc
 import sys
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -33,15 +35,21 @@ def rooms() -> list[str]:
     return [room for floor in FLOORS for room in floor]
 
 
-def modules_imported(path: Path) -> set[str]:
+@cache
+def modules_imported(path: Path) -> frozenset[str]:
     """Dotted names, at the top of the file or inside of functions."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    gc.disable()  # a finaliser that runs meanwhile upsets CPython 3.11's parser (SystemError)
+    try:
+        tree = ast.parse(path.read_text())
+    finally:
+        gc.enable()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+    return frozenset(found)
 
 
 def room_of(module: str) -> str | None:
