@@ -33,7 +33,7 @@ test: .venv/.ready
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.ready
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 check: .venv/.ready
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

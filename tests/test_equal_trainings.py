@@ -27,6 +27,7 @@ def losses(run_dir):
     return [r["train/loss"] for r in read_metrics(run_dir) if "lr" in r]
 
 
+@pytest.mark.slow
 def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, small_path, tmp_path):
     """Two summands have one order: the same bits, also with a static graph and weights cast
     together. In bf16 they are rounded."""
@@ -48,6 +49,7 @@ def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, small_path, tmp_pa
         assert rounded != exact and rounded == pytest.approx(exact, rel=0.02), name
 
 
+@pytest.mark.slow
 def test_three_workers_in_fp16_resume_bit_identical(workers, small_path, tmp_path):
     """The gradient scaler's state is kept, and three summands are added in the same order as
     before: DDP's buckets are settled."""
@@ -62,6 +64,7 @@ def test_three_workers_in_fp16_resume_bit_identical(workers, small_path, tmp_pat
     assert_identical(straight, again)
 
 
+@pytest.mark.slow
 def test_four_workers_train_as_one_does(workers, small_path, tmp_path):
     """The same images, cropped and flipped the same way, and so the same losses, where BN does not
     depend on the worker's share."""
@@ -122,6 +125,7 @@ def test_graphed_steps_agree_with_eager_ones(workers, small_path, tmp_path):
     assert losses(tmp_path / "graphed") == pytest.approx(losses(tmp_path / "eager"), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path):
     """230 images over 1, 2 and 3 workers: the same predictions, each image counted once."""
     run_dir = workers.train(small_path, cli.directory / "run", size=2)
