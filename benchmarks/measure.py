@@ -23,6 +23,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from dist_resnet import worker
+from dist_resnet.acceleration import cuda_graph
 from dist_resnet.config import config_file
 from dist_resnet.data import manifest
 from dist_resnet.data.manifest import Manifest
@@ -30,7 +31,6 @@ from dist_resnet.data.resident_loader import read_raw
 from dist_resnet.runtime import distributed
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import StopSignal
-from dist_resnet.training import cuda_graph
 from dist_resnet.training.loop import Training
 from dist_resnet.training.progress import Progress
 from launch.executors.task import single_worker

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from dist_resnet import models
+from dist_resnet.acceleration import casting, cuda_graph
 from dist_resnet.config import Config, SpeedrunModel, config_file, schedule
 from dist_resnet.data import loader, manifest
 from dist_resnet.data.manifest import Manifest
@@ -28,13 +28,12 @@ from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import (
-    casting,
     checkpoint,
-    cuda_graph,
     data_parallel,
     evaluation,
     loop,
     optim,
+    state,
     summary,
 )
 from dist_resnet.training.loop import Training
@@ -186,17 +185,10 @@ def announce(run: Training, betons: Manifest) -> None:
 
 def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
     """Take up the latest whole checkpoint, if there is one, and open the tracker there."""
-    state = checkpoint.load_latest(run_dir / "checkpoints", run.world)
-    if state is not None:
-        require_same_betons(state, betons, run_dir)
-        require_same_batch(state, run, run_dir)
-        run.model.module.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
-        run.lookahead.restore(state["lookahead"])
-        run.progress.restore(state["progress"])
-        run.sums.restore(state["sums"], run.world)
-        before = state["world_size"]
+    saved = checkpoint.load_latest(run_dir / "checkpoints", run.world)
+    if saved is not None:
+        state.restore(run, saved, run_dir, betons)
+        before = saved["world_size"]
         other = f" (world size {before} before)" if before != run.world.size else ""
         run.tracker.say(f"resuming at step {run.progress.step}{other}")
     where = os.environ.get("SLURM_CLUSTER_NAME", "local")
@@ -204,30 +196,9 @@ def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
         run.config.tracking,
         run.config.to_dict(),
         run.progress.step,
-        state["wandb_id"] if state else "",
+        saved["wandb_id"] if saved else "",
         tags=(run.config.model.name, betons.dataset, where),
     )
-
-
-def require_same_betons(state: dict[str, Any], betons: Manifest, run_dir: Path) -> None:
-    if state["data"] != betons.digest():
-        raise ValueError(
-            f"RUN_DIR {run_dir} was trained on other betons (digest {state['data']}) than "
-            "data.dir holds now "
-            f"({betons.digest()}): restore them, or give another --run-dir"
-        )
-
-
-def require_same_batch(state: dict[str, Any], run: Training, run_dir: Path) -> None:
-    if state["global_batch"] != run.plan.global_batch:
-        before = state["world_size"]
-        raise ValueError(
-            f"RUN_DIR {run_dir} was trained with a global batch of {state['global_batch']} "
-            f"({before} "
-            f"workers), and {run.world.size} workers make {run.plan.global_batch}: use {before} "
-            f"workers again, or give another --run-dir (--batch.virtual_workers {before} from the "
-            "start makes the result independent of the number of workers, --batch.global the batch)"
-        )
 
 
 def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
@@ -236,26 +207,14 @@ def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
 
     After the last step there is no next time: it is tried again for half of train.timeout_s, then
     OSError is raised."""
-    state = {
-        "model": run.model.module.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "lookahead": run.lookahead.slow,
-        "progress": run.progress.state(),
-        "sums": run.sums.table(run.world),
-        "config": run.config.to_dict(),
-        "wandb_id": run.tracker.wandb.id,
-        "data": betons.digest(),
-        "world_size": run.world.size,
-        "global_batch": run.plan.global_batch,
-    }
+    content = state.capture(run, betons)
     step = run.progress.step
     best, last = run.progress.best_step == step, step == run.plan.last_step
     keep = run.config.train.keep_checkpoints
     deadline = time.monotonic() + run.config.train.timeout_s / 2
     while True:
         try:
-            checkpoint.save(run_dir / "checkpoints", state, step, best, keep, run.world)
+            checkpoint.save(run_dir / "checkpoints", content, step, best, keep, run.world)
             return True
         except OSError as error:
             then = "trying again" if last else "training goes on, the next one is tried"
@@ -323,15 +282,15 @@ def evaluate(run_dir: Path | str, which: str, split: str | None = None) -> tuple
     evaluates on."""
     run_dir = Path(run_dir)
     config = config_file.load(run_dir / "config.yaml")
-    state = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
+    saved = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
     train, split = config.train, split or config.data.evaluate_on
     with distributed.connect(train.device, train.timeout_s) as world:
         data_dir = Path(config.data.dir)
         betons = manifest.load(data_dir, config.data.dataset)
-        require_same_betons(state, betons, run_dir)
+        state.require_same_betons(saved, betons, run_dir)
         model = models.build(config.model, len(betons.classes))
         model.to(world.device).to(memory_format=torch.channels_last)
-        model.load_state_dict(state["model"])
+        model.load_state_dict(saved["model"])
         normalise = Normalise.of(
             betons.mean, betons.std, loop.PRECISION[train.precision], world.device
         )

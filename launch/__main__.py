@@ -1,39 +1,78 @@
 """The command `dist-resnet`. Answers --help without importing torch."""
 
+import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 
-from launch.commands import arguments
 
-# module of launch.commands, and whether the command takes overrides (--section.key value)
+@dataclass(frozen=True)
+class Command:
+    """A file of launch/ with two functions: `options(parser)`, and one of the command's name."""
+
+    module: str
+    help: str
+    overrides: bool = False  # whether it takes --section.key value
+
+
 COMMANDS = {
-    "prepare": ("prepare", False),
-    "train": ("train", True),
-    "evaluate": ("evaluate", False),
-    "compare": ("compare", False),
-    "sweep": ("sweep", True),
-    "repeat": ("repeat", True),
-    "estimate": ("estimate", True),
-    "stage": ("batch_script", True),
-    "settle": ("batch_script", False),
+    "prepare": Command("commands.prepare", "write the betons of a data set"),
+    "train": Command("commands.train", "train, or go on with a training", overrides=True),
+    "sweep": Command(
+        "commands.sweep",
+        "train the runs of a sweep, or those that have not finished",
+        overrides=True,
+    ),
+    "repeat": Command(
+        "commands.repeat",
+        "train with several seeds; mean and spread of accuracy and time",
+        overrides=True,
+    ),
+    "evaluate": Command("commands.evaluate", "evaluate a checkpoint of a run"),
+    "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
+    "estimate": Command(
+        "inspection.estimate",
+        "estimate times on a cluster from steps measured on one worker",
+        overrides=True,
+    ),
+    "stage": Command(
+        "commands.stage", "for batch scripts, before their srun: make RUN_DIR", overrides=True
+    ),
+    "settle": Command("commands.settle", "for batch scripts, after their srun: who failed and why"),
 }
 
 
 def main(given: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if given is None else given)
-    parser = arguments.parser()
-    options, rest = parser.parse_known_args(words)
-    module, takes_overrides = COMMANDS[options.command]
-    if rest and not takes_overrides:
+    name = _root().parse_args(words[:1]).command
+    command, module = COMMANDS[name], import_module(f"launch.{COMMANDS[name].module}")
+    parser = argparse.ArgumentParser(f"dist-resnet {name}", allow_abbrev=False)
+    module.options(parser)
+    options, rest = parser.parse_known_args(words[1:])
+    if rest and not command.overrides:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        command = getattr(import_module(f"launch.commands.{module}"), options.command)
-        code = command(options, rest) if takes_overrides else command(options)
+        function = getattr(module, name)
+        code = function(options, rest) if command.overrides else function(options)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"dist-resnet {options.command}: error: {error}", file=sys.stderr)
+        print(f"dist-resnet {name}: error: {error}", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
     sys.exit(code)
+
+
+def _root() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
+    root = argparse.ArgumentParser(
+        "dist-resnet",
+        usage="dist-resnet COMMAND ...",
+        description="Train ResNets on one machine or on a SLURM cluster.",
+        epilog=f"commands (each answers --help):\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    root.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    return root
 
 
 if __name__ == "__main__":

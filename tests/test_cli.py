@@ -9,10 +9,11 @@ import pytest
 from conftest import ROOT
 
 from dist_resnet.config import config_file
+from launch.__main__ import COMMANDS
 from launch.executors import run_dir, verdict
 
 
-@pytest.mark.parametrize("words", [[], ["prepare"], ["train"], ["evaluate"], ["compare"]])
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
 def test_help_imports_neither_torch_nor_submitit(cli, words):
     code = (
         f"import sys; sys.argv = ['dist-resnet', *{words!r}, '--help']\nfrom launch.__main__ "

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from dist_resnet.config import config_file
 from dist_resnet.reports import comparison, tables
-from launch.commands.compare import draw
 from launch.executors import run_dir
+from launch.inspection.compare import draw
 
 
 def made(directory, config, overrides, top1, *, workers=1, parameters=269_722, split="test"):

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import numpy as np
-
 from dist_resnet.config import Tracking
 
 WANDB_LIMITS = {"init_timeout": 20, "finish_timeout": 20, "finish_timeout_raises": True}  # seconds
@@ -147,6 +145,8 @@ class WandbRun:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:
+    import numpy as np
+
     wandb = _wandb()
     table = wandb.Table(columns=list(rows[0]))
     for row in rows:

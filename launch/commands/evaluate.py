@@ -1,6 +1,14 @@
 """`dist-resnet evaluate`: a checkpoint of a run, exactly."""
 
 import argparse
+from pathlib import Path
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Evaluate a checkpoint, exactly."
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--split", choices=("train", "val", "test"), help="(data.evaluate_on)")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
 
 
 def evaluate(options: argparse.Namespace) -> int:

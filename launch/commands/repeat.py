@@ -15,15 +15,36 @@ from rich.table import Table
 from dist_resnet.config import config_file
 from dist_resnet.reports.comparison import interval
 from dist_resnet.runtime.signals import COMPLETED
-from launch.executors import local, run_dir
+from launch.executors import run_dir
 from launch.executors.resources import Resources, check
 
 FILE = "repeat.json"
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dist-resnet repeat CONFIG [options] [--section.key value ...]"
+    parser.description = (
+        "Two clocks: the steps alone, once everything is loaded, and compiled where "
+        "that is asked for; and everything from the command on."
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/speedrun.yaml")
+    parser.add_argument(
+        "--runs", type=int, default=10, help="with seeds train.seed, train.seed + 1 ... (10)"
+    )
+    parser.add_argument(
+        "--workers-per-node", type=int, help="workers of each run (one per GPU; on the CPU two)"
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, help="where the runs are kept (runs/repeat-CONFIG-DIGEST)"
+    )
+    parser.set_defaults(cluster="local", nodes=1)
+
+
 def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train seeds train.seed, train.seed + 1 ... one after another, or those that have not
     finished, and report."""
+    from launch.executors import local  # submitit
+
     if options.runs < 1:
         raise ValueError(f"--runs {options.runs}: must be at least 1")
     base = config_file.load(options.config, overrides)

@@ -5,14 +5,43 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.commands import arguments
-from launch.commands.compare import compare
-from launch.sweeps import definition, runner
+from launch.executors.resources import add_resources
+from launch.inspection.compare import report
+from launch.sweeps import definition
 
 EXIT_CODES = {"complete": 0, "failed": 1, "interrupted": 130, "queued": 0}
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dist-resnet sweep FILE [options] [--section.key value ...]"
+    parser.description = (
+        "FILE is in W&B's sweep format. Without --wandb its grid or random draws are expanded here."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="such as configs/sweeps/batch.yaml")
+    add_resources(parser)
+    parser.add_argument(
+        "--sweep-dir", type=Path, help="where its runs are kept, a run directory each (runs/FILE)"
+    )
+    parser.add_argument(
+        "--count", type=int, help="so many runs at most; with --wandb, of each agent"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random draws made here (0)")
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="make the sweep on W&B's server, which chooses the runs, and start agents",
+    )
+    parser.add_argument(
+        "--agents",
+        type=int,
+        default=1,
+        help="with --wandb: agents, which run side by side on a cluster (1)",
+    )
+
+
 def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from launch.sweeps import runner  # submitit
+
     unread = (
         {"--nodes": options.nodes != 1, "--seed": options.seed != 0}
         if options.wandb
@@ -27,7 +56,5 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     train = runner.run_agents if options.wandb else runner.train_all
     ended = train(found, directory, options, overrides)
     if ended in ("complete", "failed"):
-        figure, page = directory / "compare.png", directory / "compare.html"
-        words = ["compare", str(directory), "--figure", str(figure), "--html", str(page)]
-        compare(arguments.parser().parse_args(words))
+        report([directory], directory / "compare.png", directory / "compare.html")
     return EXIT_CODES[ended]

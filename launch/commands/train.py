@@ -9,14 +9,41 @@ from pathlib import Path
 
 from dist_resnet.config import Config, config_file
 from dist_resnet.runtime.signals import COMPLETED
-from launch.commands.compare import show
 from launch.executors import run_dir
-from launch.executors.resources import Resources, check
-from launch.sweeps import agents
+from launch.executors.resources import Resources, add_resources, check
+from launch.inspection.compare import show
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dist-resnet train CONFIG [options] [--section.key value ...]"
+    parser.description = "Train as CONFIG says. The same command goes on where it was stopped."
+    parser.epilog = "configuration keys  [default]\n" + config_file.describe()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/resnet110.yaml"
+    )
+    add_resources(parser)
+    parser.add_argument(
+        "--run-dir", type=Path, help="where everything is kept (runs/CONFIG-DIGEST)"
+    )
+    parser.add_argument(
+        "--sweep-dir",
+        type=Path,
+        help="for the agents of a W&B sweep: RUN_DIR is the run's id in there",
+    )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="SLURM: follow the job, start its requeues at once, end with its exit code",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="SLURM: print the batch script, and do nothing"
+    )
 
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from launch.executors import local, slurm  # submitit
+    from launch.sweeps import agents
 
     directory, config = resolve_run(options, overrides)
     resources = Resources.of(options, config.train.device)

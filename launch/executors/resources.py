@@ -43,6 +43,19 @@ class Resources:
         return self.nodes * self.workers
 
 
+def add_resources(parser: argparse.ArgumentParser) -> None:
+    """Where to run, for the commands that train."""
+    parser.add_argument(
+        "--cluster",
+        default="local",
+        help="local, debug (one worker, in this process), slurm, or a cluster FILE.yaml",
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job (1)")
+    parser.add_argument(
+        "--workers-per-node", type=int, help="workers on each node (one per GPU; on the CPU two)"
+    )
+
+
 def check(config: Config, world_size: int) -> None:
     """What can be known to fail before any worker starts."""
     if world_size < 1:

@@ -1,4 +1,4 @@
-"""`dist-resnet stage` and `settle`: for batch scripts, before their srun and after it."""
+"""`dist-resnet stage`: for batch scripts, before their srun."""
 
 import argparse
 import sys
@@ -9,6 +9,38 @@ from launch.commands.train import resolve_run
 from launch.executors import run_dir
 from launch.executors.cluster import Cluster
 from launch.sweeps import definition
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dist-resnet stage CONFIG [--run-dir DIR] [--section.key value ...]"
+    parser.description = (
+        "For batch scripts: make RUN_DIR, put the task where submitit's runner in "
+        "this job finds it, print the folder to give to that runner."
+    )
+    parser.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="a configuration, or with --sweep-run a sweep's file",
+    )
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument(
+        "--sweep-run",
+        type=int,
+        metavar="K",
+        help="run K of a sweep, from 0; beyond its last one nothing is printed",
+    )
+    parser.add_argument("--sweep-dir", type=Path)
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    for key in ("max_restarts", "max_faults"):
+        field = Cluster.__dataclass_fields__[key]
+        parser.add_argument(
+            f"--{key.replace('_', '-')}",
+            type=int,
+            default=field.default,
+            help=f"{field.metadata['comment']} ({field.default})",
+        )
 
 
 def stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -33,10 +65,3 @@ def stage(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     limits = Cluster(max_restarts=options.max_restarts, max_faults=options.max_faults)
     print(slurm.stage(directory, limits))
     return 0
-
-
-def settle(options: argparse.Namespace) -> int:
-    """Say who failed and why. Ends with 75 where the job should be requeued."""
-    from launch.executors import slurm  # submitit
-
-    return slurm.settle(options.folder)

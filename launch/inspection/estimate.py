@@ -15,6 +15,38 @@ from dist_resnet.reports import estimate as model
 from dist_resnet.reports.estimate import Link, Step
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dist-resnet estimate CONFIG --step BATCH:MS [options] [--section.key value ...]"
+    parser.description = (
+        "Estimate step, epoch and total time for 1, 2, 4 ... workers, under both "
+        "milestone policies. Two measured batches tell the fixed part of a step from the rest."
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG")
+    parser.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="BATCH:MS",
+        help="a measured step of one worker, such as 128:24.5",
+    )
+    parser.add_argument(
+        "--measured",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RUN_DIR",
+        help="a complete run of one worker",
+    )
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="workers of a node (8)")
+    parser.add_argument("--batch", type=int, default=128, help="per worker (128)")
+    parser.add_argument(
+        "--link", default="25GBps", help="what each worker can send: 25GBps is 200Gbps (25GBps)"
+    )
+    parser.add_argument("--latency", default="20us", help="until the first byte arrives (20us)")
+    parser.add_argument("--samples", type=int, help="training images (those of data.dir)")
+
+
 def estimate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = config_file.load(options.config, overrides)
     if not options.step and not options.measured:

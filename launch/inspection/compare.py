@@ -15,23 +15,63 @@ from dist_resnet.reports.comparison import Comparison, compare as compare_runs, 
 PIPED = 200  # columns, where nobody says how wide the reader's terminal is
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What differs between runs, beside what came of it. Also for runs in progress."
+    )
+    parser.add_argument(
+        "run_dirs",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR",
+        help="or a directory of such, as a sweep's",
+    )
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        default=Path("compare.png"),
+        help="where to draw curves and results (compare.png)",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write one page for a browser, which needs no network",
+    )
+    form = parser.add_mutually_exclusive_group()
+    for name in ("csv", "json", "markdown"):
+        form.add_argument(
+            f"--{name}",
+            action="store_const",
+            const=name,
+            dest="format",
+            help=f"print {name} in place of the table",
+        )
+    parser.set_defaults(format="table")
+
+
 def compare(options: argparse.Namespace) -> int:
+    report(options.run_dirs, options.figure, options.html, options.format)
+    return 0
+
+
+def report(paths: Sequence[Path], figure: Path, html: Path | None, form: str = "table") -> None:
+    """Print what the runs came to, in the form asked for; draw the figure, write the page."""
     from dist_resnet.reports import tables
 
-    found = compare_runs(options.run_dirs)
+    found = compare_runs(paths)
     texts = {"csv": tables.as_csv, "json": tables.as_json, "markdown": tables.as_markdown}
-    if options.format != "table":
-        sys.stdout.write(texts[options.format](found))
+    if form != "table":
+        sys.stdout.write(texts[form](found))
     else:
         _print_tables(tables.tables(found, _columns()))
-    if options.html:
-        names = ", ".join(path.name or str(path) for path in options.run_dirs[:3])
-        title = names + ("..." if len(options.run_dirs) > 3 else "")
-        options.html.write_text(tables.as_html(found, title), encoding="utf-8")
-    draw(found, options.figure)
-    for path in filter(None, (options.figure, options.html)):
+    if html:
+        names = ", ".join(path.name or str(path) for path in paths[:3])
+        title = names + ("..." if len(paths) > 3 else "")
+        html.write_text(tables.as_html(found, title), encoding="utf-8")
+    draw(found, figure)
+    for path in filter(None, (figure, html)):
         print(f"written: {path}", file=sys.stderr)
-    return 0
 
 
 def draw(found: Comparison, path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The state of a training, as a checkpoint holds it: captured, and taken up again."""
+
+from pathlib import Path
+from typing import Any
+
+from dist_resnet.data.manifest import Manifest
+from dist_resnet.training.loop import Training
+
+
+def capture(run: Training, betons: Manifest) -> dict[str, Any]:
+    """Everything that the rest of the training depends on, and what it must agree with. Every rank
+    calls."""
+    return {
+        "model": run.model.module.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "lookahead": run.lookahead.slow,
+        "progress": run.progress.state(),
+        "sums": run.sums.table(run.world),
+        "config": run.config.to_dict(),
+        "wandb_id": run.tracker.wandb.id,
+        "data": betons.digest(),
+        "world_size": run.world.size,
+        "global_batch": run.plan.global_batch,
+    }
+
+
+def restore(run: Training, saved: dict[str, Any], run_dir: Path, betons: Manifest) -> None:
+    """Make a training, as built, what `capture` found. Raises ValueError where data or batch are
+    others."""
+    require_same_betons(saved, betons, run_dir)
+    require_same_batch(saved, run, run_dir)
+    run.model.module.load_state_dict(saved["model"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.scaler.load_state_dict(saved["scaler"])
+    run.lookahead.restore(saved["lookahead"])
+    run.progress.restore(saved["progress"])
+    run.sums.restore(saved["sums"], run.world)
+
+
+def require_same_betons(saved: dict[str, Any], betons: Manifest, run_dir: Path) -> None:
+    if saved["data"] != betons.digest():
+        raise ValueError(
+            f"RUN_DIR {run_dir} was trained on other betons (digest {saved['data']}) than "
+            "data.dir holds now "
+            f"({betons.digest()}): restore them, or give another --run-dir"
+        )
+
+
+def require_same_batch(saved: dict[str, Any], run: Training, run_dir: Path) -> None:
+    if saved["global_batch"] != run.plan.global_batch:
+        before = saved["world_size"]
+        raise ValueError(
+            f"RUN_DIR {run_dir} was trained with a global batch of {saved['global_batch']} "
+            f"({before} "
+            f"workers), and {run.world.size} workers make {run.plan.global_batch}: use {before} "
+            f"workers again, or give another --run-dir (--batch.virtual_workers {before} from the "
+            "start makes the result independent of the number of workers, --batch.global the batch)"
+        )

@@ -1,0 +1,1 @@
+"""The commands that look: at runs, at configurations. Each file as in launch/commands."""
