@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dist_resnet.config import CifarModel
+from dist_resnet.models.fused_norm import norm_add_relu
 
 
 class Shortcut(nn.Module):
@@ -71,18 +72,17 @@ class Block(nn.Module):
             return self._forward_preact(x)
         y = x
         for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
-            y = F.relu(norm(conv(y)))
+            y = norm_add_relu(norm, conv(y))
         y, norm = self.convs[-1](y), self.norms[-1]
         if self.order == "bn_after_add":
-            return F.relu(norm(y + self.shortcut(x)))
-        y = norm(y) + self.shortcut(x)
-        return y if self.order == "no_final_relu" else F.relu(y)
+            return norm_add_relu(norm, y + self.shortcut(x))
+        return norm_add_relu(norm, y, self.shortcut(x), relu=self.order != "no_final_relu")
 
     def _forward_preact(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.norms[0](x))
+        y = norm_add_relu(self.norms[0], x)
         shortcut = self.shortcut(y if isinstance(self.shortcut, nn.Conv2d) else x)
         for conv, norm in zip(self.convs[:-1], self.norms[1:]):
-            y = F.relu(norm(conv(y)))
+            y = norm_add_relu(norm, conv(y))
         return self.convs[-1](y) + shortcut
 
 
@@ -134,7 +134,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, 3, H, W) -> logits (N, num_classes)."""
-        x = self.conv(x) if self.preact else F.relu(self.norm(self.conv(x)))
+        x = self.conv(x) if self.preact else norm_add_relu(self.norm, self.conv(x))
         for block in self.blocks:
             if self.recompute and self.training:
                 x = checkpoint(
@@ -147,7 +147,7 @@ class ResNet(nn.Module):
             else:
                 x = block(x)
         if self.preact:
-            x = F.relu(self.last_norm(x))
+            x = norm_add_relu(self.last_norm, x)
         return self.fc(x.mean((2, 3)))
 
 

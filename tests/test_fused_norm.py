@@ -1,0 +1,50 @@
+"""BN, addition and ReLU in one pass against torch's own operations."""
+
+import pytest
+import torch
+from torch import nn
+
+from dist_resnet.models.fused_norm import norm_add_relu
+
+ULP = 2**-8  # of bfloat16, relative
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def outcome(dtype, relu, skips, training, shape):
+    """(output, gradients of input, skip, gamma and beta, running statistics) of one step."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(shape[1], momentum=0.3).train(training)
+    with torch.no_grad():
+        norm.weight.uniform_(-1, 1)
+        norm.bias.uniform_(-1, 1)
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    norm.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    x, skip, dy = ((3 * torch.randn(shape) + 2).bfloat16().to(dtype) for _ in range(3))
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    skip = skip.requires_grad_() if skips else None  # in another memory format
+    y = norm_add_relu(norm, x, skip, relu)
+    y.backward(dy)
+    found = [y.detach(), x.grad, norm.weight.grad, norm.bias.grad]
+    found += [norm.running_mean, norm.running_var]
+    return [t.double() for t in (*found, *([skip.grad] if skips else []))]
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 32, 5, 5), (7, 20, 3, 1), (2, 256, 4, 4)])
+@pytest.mark.parametrize("relu, skips, training", [
+    (True, False, True), (True, True, True), (False, True, True), (False, False, True),
+    (True, True, False),
+])  # fmt: skip
+def test_agrees_with_torch_in_float64(one_thread, shape, relu, skips, training):
+    fused = outcome(torch.bfloat16, relu, skips, training, shape)
+    exact = outcome(torch.float64, relu, skips, training, shape)
+    for mine, true in zip(fused, exact, strict=True):
+        assert (mine - true).norm() <= 1.5 * ULP * true.norm()
+    assert (fused[4] - exact[4]).norm() <= 1e-6 * exact[4].norm()  # statistics are float32
