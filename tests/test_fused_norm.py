@@ -37,7 +37,7 @@ def outcome(dtype, relu, skips, training, shape):
     return [t.double() for t in (*found, *([skip.grad] if skips else []))]
 
 
-@pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 32, 5, 5), (7, 20, 3, 1), (2, 256, 4, 4)])
+@pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 32, 5, 5), (7, 20, 3, 1), (5, 256, 1, 1)])
 @pytest.mark.parametrize("relu, skips, training", [
     (True, False, True), (True, True, True), (False, True, True), (False, False, True),
     (True, True, False),

@@ -58,18 +58,23 @@ def _round(value):
 
 
 @numba.njit(cache=True, inline="always")
-def _rows(block, size, width):
-    """Where the rows of a block begin."""
-    return range(block * ROWS * width, min(size, (block + 1) * ROWS * width), width)
+def _positive_part(y):
+    """NaN stays NaN."""
+    return np.float32(0) if y < 0 else y
+
+
+@numba.njit(cache=True, inline="always")
+def _passed(dy, out, relu):
+    """The gradient before the ReLU; positive bfloat16 have positive bits."""
+    return _load(dy) if not relu or np.int16(out) > 0 else np.float32(0)
 
 
 @numba.njit(cache=True)
-def _moments(block, x, sums):
+def moments(x, sums):
+    """sums, zeros (blocks, 2, width): of x and of its square."""
     width = sums.shape[2]
-    total, squares = sums[block, 0], sums[block, 1]
-    for begin in _rows(block, len(x), width):
-        end = begin + width
-        row = x[begin:end]
+    for i in range(len(x) // width):
+        total, squares, row = sums[i // ROWS, 0], sums[i // ROWS, 1], x[i * width : (i + 1) * width]
         for j in range(width):
             value = _load(row[j])
             total[j] += value
@@ -77,75 +82,50 @@ def _moments(block, x, sums):
 
 
 @numba.njit(cache=True)
-def _gradient_sums(block, dy, x, out, relu, sums):
+def gradient_sums(dy, x, out, relu, sums):
+    """sums, zeros (blocks, 2, width): of g, which is dy or, with relu, dy where out > 0, and of
+    g x."""
     width = sums.shape[2]
-    total, products = sums[block, 0], sums[block, 1]
-    for begin in _rows(block, len(x), width):
-        end = begin + width
+    for i in range(len(x) // width):
+        total, products = sums[i // ROWS, 0], sums[i // ROWS, 1]
+        begin, end = i * width, (i + 1) * width
         theirs, ours, after = dy[begin:end], x[begin:end], out[begin:end]
         for j in range(width):
-            g = _load(theirs[j]) if not relu or np.int16(after[j]) > 0 else np.float32(0)
+            g = _passed(theirs[j], after[j], relu)
             total[j] += g
             products[j] += g * _load(ours[j])
 
 
 @numba.njit(cache=True)
-def _apply(block, x, scale, shift, skip, relu, out):
+def apply(x, scale, shift, skip, relu, out):
+    """out = scale x + shift (+ skip, where it is not empty), and its positive part with relu; scale
+    and shift (width,)."""
     width = len(scale)
-    for begin in _rows(block, len(x), width):
-        end = begin + width
+    for i in range(len(x) // width):
+        begin, end = i * width, (i + 1) * width
         row, to = x[begin:end], out[begin:end]
         if len(skip):
             other = skip[begin:end]
             for j in range(width):
                 y = _load(row[j]) * scale[j] + shift[j] + _load(other[j])
-                to[j] = _round(max(y, np.float32(0)) if relu else y)
+                to[j] = _round(_positive_part(y) if relu else y)
         else:
             for j in range(width):
                 y = _load(row[j]) * scale[j] + shift[j]
-                to[j] = _round(max(y, np.float32(0)) if relu else y)
+                to[j] = _round(_positive_part(y) if relu else y)
 
 
 @numba.njit(cache=True)
-def _gradient(block, dy, x, out, relu, a, b, c, dx, dskip):
+def gradient(dy, x, out, relu, a, b, c, dx, dskip):
+    """dx = a g + b x + c, and dskip = g where it is not empty; a, b, c (width,)."""
     width = len(a)
-    for begin in _rows(block, len(x), width):
-        end = begin + width
+    for i in range(len(x) // width):
+        begin, end = i * width, (i + 1) * width
         theirs, ours, after, to = dy[begin:end], x[begin:end], out[begin:end], dx[begin:end]
         for j in range(width):
-            g = _load(theirs[j]) if not relu or np.int16(after[j]) > 0 else np.float32(0)
+            g = _passed(theirs[j], after[j], relu)
             to[j] = _round(a[j] * g + b[j] * _load(ours[j]) + c[j])
         if len(dskip):
             rest = dskip[begin:end]
             for j in range(width):
                 rest[j] = theirs[j] if np.int16(after[j]) > 0 else np.uint16(0)
-
-
-@numba.njit(cache=True)
-def moments(x, sums):
-    """sums, zeros (blocks, 2, width): of x and of its square."""
-    for block in range(len(sums)):
-        _moments(block, x, sums)
-
-
-@numba.njit(cache=True)
-def gradient_sums(dy, x, out, relu, sums):
-    """sums, zeros (blocks, 2, width): of g, which is dy or, with relu, dy where out > 0, and of
-    g x."""
-    for block in range(len(sums)):
-        _gradient_sums(block, dy, x, out, relu, sums)
-
-
-@numba.njit(cache=True)
-def apply(count, x, scale, shift, skip, relu, out):
-    """out = scale x + shift (+ skip, where it is not empty), and its positive part with relu; scale
-    and shift (width,)."""
-    for block in range(count):
-        _apply(block, x, scale, shift, skip, relu, out)
-
-
-@numba.njit(cache=True)
-def gradient(count, dy, x, out, relu, a, b, c, dx, dskip):
-    """dx = a g + b x + c, and dskip = g where it is not empty; a, b, c (width,)."""
-    for block in range(count):
-        _gradient(block, dy, x, out, relu, a, b, c, dx, dskip)

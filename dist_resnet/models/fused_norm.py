@@ -54,7 +54,7 @@ class _Fused(torch.autograd.Function):
         scale = _floats(gamma) / std
         out = torch.empty_like(x)
         kernels.apply(
-            kernels.blocks(*_size(x)), _bits(x), _row(scale, x),
+            _bits(x), _row(scale, x),
             _row(_floats(beta) - mean * scale, x), _bits(skip), relu, _bits(out),
         )  # fmt: skip
         ctx.save_for_backward(x, out, gamma)
@@ -75,7 +75,7 @@ class _Fused(torch.autograd.Function):
         dx = torch.empty_like(x)
         dskip = torch.empty_like(x) if ctx.skips and ctx.relu else None
         kernels.gradient(
-            kernels.blocks(*_size(x)), _bits(dy), _bits(x), _bits(out), ctx.relu,
+            _bits(dy), _bits(x), _bits(out), ctx.relu,
             _row(a, x), _row(b, x), _row(c, x), _bits(dx), _bits(dskip),
         )  # fmt: skip
         vectors = (torch.from_numpy(v.astype(np.float32)) for v in (dgamma, dbeta))
@@ -127,7 +127,7 @@ def _bits(x: torch.Tensor | None) -> np.ndarray:
     """Of a bfloat16 (N, C, H, W) in channels_last, as they lie: uint16 (N * H * W * C,)."""
     if x is None:
         return NOTHING
-    return x.detach().permute(0, 2, 3, 1).view(torch.uint16).numpy().reshape(-1)
+    return x.detach().permute(0, 2, 3, 1).view(torch.uint16).view(-1).numpy()
 
 
 def _floats(x: torch.Tensor) -> np.ndarray:
