@@ -20,6 +20,8 @@ from dist_resnet.prepare.encoding import Samples
 from dist_resnet.reports import comparison
 from dist_resnet.tracking.tracker import read_metrics
 
+pytestmark = pytest.mark.slow
+
 BUCKETS = ("--train.all_reduce", "buckets")
 
 
@@ -27,7 +29,6 @@ def losses(run_dir):
     return [r["train/loss"] for r in read_metrics(run_dir) if "lr" in r]
 
 
-@pytest.mark.slow
 def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, small_path, tmp_path):
     """Two summands have one order: the same bits, also with a static graph and weights cast
     together. In bf16 they are rounded."""
@@ -49,7 +50,6 @@ def test_a_flat_all_reduce_trains_as_ddps_buckets_do(workers, small_path, tmp_pa
         assert rounded != exact and rounded == pytest.approx(exact, rel=0.02), name
 
 
-@pytest.mark.slow
 def test_three_workers_in_fp16_resume_bit_identical(workers, small_path, tmp_path):
     """The gradient scaler's state is kept, and three summands are added in the same order as
     before: DDP's buckets are settled."""
@@ -64,7 +64,6 @@ def test_three_workers_in_fp16_resume_bit_identical(workers, small_path, tmp_pat
     assert_identical(straight, again)
 
 
-@pytest.mark.slow
 def test_four_workers_train_as_one_does(workers, small_path, tmp_path):
     """The same images, cropped and flipped the same way, and so the same losses, where BN does not
     depend on the worker's share."""
@@ -93,7 +92,6 @@ def test_another_number_of_workers_keeps_the_global_batch_or_is_refused(
     assert "--batch.virtual_workers 1 from the start" in str(refused.value)
 
 
-@pytest.mark.slow
 def test_compiled_and_recomputing_steps_agree_with_eager_ones(workers, small_path, tmp_path):
     """Over 30 steps. Recomputed activations are the same bits, and BN's running statistics move
     once a step."""
@@ -125,7 +123,6 @@ def test_graphed_steps_agree_with_eager_ones(workers, small_path, tmp_path):
     assert losses(tmp_path / "graphed") == pytest.approx(losses(tmp_path / "eager"), rel=2e-3)
 
 
-@pytest.mark.slow
 def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path):
     """230 images over 1, 2 and 3 workers: the same predictions, each image counted once."""
     run_dir = workers.train(small_path, cli.directory / "run", size=2)

@@ -62,6 +62,7 @@ def test_online_without_a_key_goes_offline_at_once(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_online_without_a_network_goes_offline(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -54,6 +54,7 @@ def ordered_sums() -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_every_rank_has_the_same_bits_for_any_number_of_ranks(workers):
     """Of 8 virtual workers by recursive doubling, of 12 by gathering."""
     alone = workers.call(ordered_sums)[0]
@@ -90,6 +91,7 @@ def test_weights_and_metrics_do_not_depend_on_the_world_size(
         assert curves(straight) == curves(run_dir)
 
 
+@pytest.mark.slow
 def test_a_ring_gives_the_same_up_to_rounding(workers, small_path, tmp_path):
     """Virtual workers with gloo's own all-reduce."""
     settings = (*VIRTUAL, "--train.precision", "fp32", "--train.max_steps", 10)

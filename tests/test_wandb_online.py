@@ -178,6 +178,7 @@ def test_media_and_artifacts_arrive(server: WandbServer, programs: Programs) -> 
     )  # the table is one too
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_or_hangs_does_not_hold_a_training(programs: Programs) -> None:
     with (
         WandbServer() as failing,
