@@ -181,11 +181,11 @@ def test_the_sweeps_that_come_along_are_sound(monkeypatch):
         if path.stem != "search"  # its hyperband needs the server
     }
     assert counts == {
-        "block_order": 4,
-        "optimizer": 4,
-        "augmentation": 4,
-        "shortcut": 4,
-        "depth": 5,
-        "width": 3,
+        "block_order": 12,
+        "optimizer": 12,
+        "augmentation": 12,
+        "shortcut": 6,
+        "depth": 15,
+        "width": 9,
         "batch": 36,
     }
