@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from launch.executors.task import single_worker
 
 # a DataLoader's workers go on making batches ahead, at the cost of whoever is measured next
 SETTLE_SECONDS = 2.0
+Contenders = Callable[[Training], dict[str, Callable[[], float]]]  # name -> what is measured
 
 
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -131,10 +133,56 @@ def machine() -> str:
 
 
 @contextmanager
-def training(config_path: str, overrides: list[str]) -> Iterator[Training]:
-    """Our Training, as a worker builds it, alone in its world."""
-    config = config_file.load(config_path, overrides)
+def training(
+    config_path: str, overrides: list[str], contenders: Contenders, workers: int = 1
+) -> Iterator[dict[str, Callable[[], float]]]:
+    """`contenders` of our Training, as a worker builds it: of one alone in its world, or of several
+    on this machine, each on its share of the cores, who are called together and answer as rank 0
+    does."""
     single_worker()
+    context, port = multiprocessing.get_context("spawn"), os.environ["MASTER_PORT"]
+    pipes = []
+    for rank in range(1, workers):
+        ours, theirs = context.Pipe()
+        how = (theirs, rank, workers, port, config_path, overrides, contenders)
+        context.Process(target=_companion, args=how, daemon=True).start()
+        pipes.append(ours)
+
+    def together(name: str, mine: Callable[[], float]) -> float:
+        for pipe in pipes:
+            pipe.send(name)
+        return mine()
+
+    with built(0, workers, config_path, overrides) as run:
+        found = contenders(run)
+        yield {name: partial(together, name, mine) for name, mine in found.items()}
+        for pipe in pipes:
+            pipe.send(None)
+
+
+def _companion(
+    pipe: Connection,
+    rank: int,
+    workers: int,
+    port: str,
+    config_path: str,
+    overrides: list[str],
+    contenders: Contenders,
+) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo")
+    with built(rank, workers, config_path, overrides) as run:
+        found = contenders(run)
+        while name := pipe.recv():
+            found[name]()
+
+
+@contextmanager
+def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> Iterator[Training]:
+    """Our Training, as a worker of so many on this machine builds it, on its share of the cores."""
+    config = config_file.load(config_path, overrides)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(WORLD_SIZE=str(workers), LOCAL_WORLD_SIZE=str(workers))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     with (
         tempfile.TemporaryDirectory() as folder,
         distributed.connect(config.train.device, config.train.timeout_s) as world,

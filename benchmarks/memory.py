@@ -16,12 +16,16 @@ import torch
 
 from benchmarks import measure
 from benchmarks.step import ours
+from launch.executors.task import single_worker
 
 MIB = 2**20
 
 
 def work(options: argparse.Namespace, chosen: list[str]) -> None:
-    with measure.training(
+    single_worker()
+    with measure.built(
+        0,
+        1,
         "configs/resnet1202.yaml",
         [
             "--data.dir",

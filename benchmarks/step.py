@@ -8,6 +8,7 @@ loop adds to that is its overhead."""
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,11 @@ def bare(run: Training, steps: int) -> Callable[[], float]:
     return some
 
 
-def plain(name: str, batch: int, steps: int, data, device: torch.device) -> Callable[[], float]:
+def contenders(steps: int, run: Training) -> dict[str, Callable[[], float]]:
+    return {"ours": ours(run, steps), "bare": bare(run, steps)}
+
+
+def plain(name: str, batch: int, steps: int, data, device: str) -> Callable[[], float]:
     model = models.build(CifarModel(name=name), 10).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     loader = measure.plain_loader(data, batch, len(os.sched_getaffinity(0)))
@@ -86,34 +91,38 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "resnet110"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
     parser.add_argument("--steps", type=int, default=20, help="in each round (20)")
+    cores = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=cores,
+        help="that share our batch; the plain loop is one process with as many threads "
+        f"(one for a GPU, one for each core of a CPU: {cores})",
+    )
     parser.usage = "python -m benchmarks.step [options] [--section.key value ...]"
     options, chosen = parser.parse_known_args()
     rows = []
     for name in options.models:
         for batch in options.batches:
             overrides = [
-                "--model.name",
-                name,
-                "--data.dir",
-                str(options.data),
-                "--batch.per_worker",
-                str(batch),
-                "--tracking.wandb",
-                "disabled",
+                f"--model.name={name}",
+                f"--data.dir={options.data}",
+                "--batch.per_worker=null",
+                f"--batch.global={batch}",
+                "--tracking.wandb=disabled",
                 *chosen,
             ]
+            both = partial(contenders, options.steps)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
             with (
-                measure.training("configs/resnet20.yaml", overrides) as run,
                 measure.elsewhere(
-                    plain, name, batch, options.steps, options.data, run.world.device
+                    plain, name, batch, options.steps, options.data, device
                 ) as plainly,
+                measure.training(
+                    "configs/resnet20.yaml", overrides, both, options.workers
+                ) as trained,
             ):
-                contenders = {
-                    "ours": ours(run, options.steps),
-                    "bare": bare(run, options.steps),
-                    "plain": plainly,
-                }
-                found = measure.interleaved(contenders, options.rounds)
+                found = measure.interleaved({**trained, "plain": plainly}, options.rounds)
             rows.append(
                 {
                     "network": name,
@@ -124,7 +133,9 @@ def main() -> None:
                     "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1),
                 }
             )
-    measure.show(" ".join(["training steps of one worker", *chosen]), rows, options.json)
+    measure.show(
+        " ".join([f"training steps, {options.workers} workers", *chosen]), rows, options.json
+    )
 
 
 if __name__ == "__main__":
