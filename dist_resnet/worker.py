@@ -26,6 +26,7 @@ from dist_resnet.models.speedrun import SpeedrunResNet
 from dist_resnet.runtime import distributed, lock, memory
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
+from dist_resnet.tracking import starts
 from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import (
     checkpoint,
@@ -72,6 +73,8 @@ def life(
     run = build(config, run_dir, data_dir, betons, world, stop, progress)
     announce(run, betons)
     resume(run, run_dir, betons)
+    start = starts.Start(run_dir, writes=world.rank == 0)
+    start.begin(world.gather(starts.node()), world.size, world.device.type, progress.step)
     try:
         cuda_graph.warm_up(run)
         outcome = loop.fit(run)
@@ -79,6 +82,10 @@ def life(
             finish(run, run_dir, data_dir, betons)
         else:
             leave(run, outcome)
+        start.end(outcome, progress.step)
+    except BaseException as error:
+        start.fail(error, progress.step)
+        raise
     finally:
         run.tracker.finish()
         cuda_graph.release(run)

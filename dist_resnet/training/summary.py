@@ -2,16 +2,12 @@
 
 import json
 import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dist_resnet.tracking import starts
 from dist_resnet.training.loop import Training
 from dist_resnet.training.progress import THRESHOLDS
-
-PACKAGES = ("dist-resnet", "torch", "ffcv", "numpy", "wandb")
 
 
 def summary(run: Training, dataset: str) -> dict[str, Any]:
@@ -37,8 +33,8 @@ def summary(run: Training, dataset: str) -> dict[str, Any]:
         "images_per_second": samples / seconds["training"],
         "seconds": seconds,
         "seconds_to_top1": to_top1,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "git_commit": git_commit(),
+        "versions": starts.versions(),
+        "git_commit": starts.commit(),
     }
 
 
@@ -47,17 +43,3 @@ def write(run_dir: Path, content: dict[str, Any]) -> None:
     aside = run_dir / "summary.json.partial"
     aside.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(aside, run_dir / "summary.json")
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout, with '+' where files differ from it; None outside one."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,0 +1,46 @@
+"""starts.jsonl: what a start leaves, whoever ends it."""
+
+import pytest
+
+from dist_resnet.tracking import starts
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """As in the second start of job 7."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+
+
+def begun(run_dir, step):
+    start = starts.Start(run_dir, writes=True)
+    start.begin(["n2", "n1", "n2"], 3, "cpu", step)
+    return start
+
+
+def test_lines_of_a_start_are_one_record_and_later_ones_win(tmp_path, job):
+    begun(tmp_path, 0).end("preempted", 12)
+    with open(tmp_path / starts.FILE, "a") as file:
+        file.write('{"start": 1, "beg')  # cut off when its writer died
+    begun(tmp_path, 12).fail(RuntimeError("Connection closed by peer\nand more"), 14)
+    starts.settle(tmp_path, "the worker of rank 1 on n2 ended without a word")
+    first, second = starts.read(tmp_path)
+    assert (first["outcome"], first["from_step"], first["step"]) == ("preempted", 0, 12)
+    assert (second["start"], second["from_step"], second["step"]) == (1, 12, 14)
+    assert second["outcome"] == "failed: the worker of rank 1 on n2 ended without a word"
+    assert (second["job"], second["restart"], second["nodes"]) == ("7", 1, ["n1", "n2"])
+    assert second["began"] < second["ended"] and second["versions"]["torch"] and second["commit"]
+    assert len((tmp_path / starts.FILE).read_text().splitlines()) == 6
+
+
+def test_a_start_that_failed_before_it_began_has_a_record(tmp_path, job):
+    starts.settle(tmp_path, "no betons")
+    (record,) = starts.read(tmp_path)
+    assert (record["start"], record["began"], record["outcome"]) == (0, 1000, "failed: no betons")
+
+
+def test_a_file_that_cannot_be_written_costs_no_training(tmp_path, capsys):
+    (tmp_path / starts.FILE).mkdir()
+    starts.Start(tmp_path, writes=True).end("completed", 3)
+    assert "could not be written" in capsys.readouterr().out
