@@ -30,6 +30,8 @@ COMMANDS = {
         overrides=True,
     ),
     "evaluate": Command("commands.evaluate", "evaluate a checkpoint of a run"),
+    "export": Command("commands.export", "write a run's weights as safetensors, torch or ONNX"),
+    "predict": Command("commands.predict", "class and probability of images"),
     "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
     "estimate": Command(
         "inspection.estimate",
