@@ -38,6 +38,11 @@ COMMANDS = {
         "estimate times on a cluster from steps measured on one worker",
         overrides=True,
     ),
+    "describe": Command(
+        "inspection.describe",
+        "layers of a network: shapes, parameters, multiply-adds, memory",
+        overrides=True,
+    ),
     "stage": Command(
         "commands.stage", "for batch scripts, before their srun: make RUN_DIR", overrides=True
     ),
