@@ -27,7 +27,7 @@ from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch 
 
 from dist_resnet.prepare import betons, shapes  # noqa: E402
 from dist_resnet.tracking.tracker import read_metrics  # noqa: E402
-from dist_resnet.training import checkpoint  # noqa: E402
+from dist_resnet.weights import checkpoint  # noqa: E402
 
 STEPS = 60
 FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/top1", "test/top5")

@@ -23,25 +23,19 @@ from dist_resnet.data.manifest import Manifest
 from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
+from dist_resnet.reports.confusion import Confusion
 from dist_resnet.runtime import distributed, lock, memory
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import starts
 from dist_resnet.tracking.tracker import Tracker
-from dist_resnet.training import (
-    checkpoint,
-    data_parallel,
-    evaluation,
-    loop,
-    optim,
-    state,
-    summary,
-)
+from dist_resnet.training import data_parallel, evaluation, loop, optim, state, summary
 from dist_resnet.training.loop import Training
 from dist_resnet.training.metrics import Means
 from dist_resnet.training.optim import Lookahead
 from dist_resnet.training.progress import Progress
 from dist_resnet.training.stop_vote import StopVote
+from dist_resnet.weights import checkpoint, files, transfer
 
 WHITENING_IMAGES = 5000  # as in airbench
 
@@ -191,13 +185,16 @@ def announce(run: Training, betons: Manifest) -> None:
 
 
 def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
-    """Take up the latest whole checkpoint, if there is one, and open the tracker there."""
+    """Take up the latest whole checkpoint, if there is one, and open the tracker there. Where there
+    is none, the training begins: with train.init_from, from those weights."""
     saved = checkpoint.load_latest(run_dir / "checkpoints", run.world)
     if saved is not None:
         state.restore(run, saved, run_dir, betons)
         before = saved["world_size"]
         other = f" (world size {before} before)" if before != run.world.size else ""
         run.tracker.say(f"resuming at step {run.progress.step}{other}")
+    elif run.config.train.init_from is not None:
+        start_from(run, run.config.train.init_from, betons)
     where = os.environ.get("SLURM_CLUSTER_NAME", "local")
     run.tracker.start(
         run.config.tracking,
@@ -206,6 +203,15 @@ def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
         saved["wandb_id"] if saved else "",
         tags=(run.config.model.name, betons.dataset, where),
     )
+
+
+def start_from(run: Training, source: str, betons: Manifest) -> None:
+    """Take the weights of another training. All ranks read the file that rank 0 found."""
+    world = run.world
+    found = world.from_rank0(str(files.locate(Path(source))) if world.rank == 0 else None)
+    weights = files.read(Path(found))
+    run.tracker.say(transfer.start_from(run.model.module, weights, betons.classes))
+    run.lookahead.restart()
 
 
 def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
@@ -284,9 +290,11 @@ def finish(run: Training, run_dir: Path, data_dir: Path, betons: Manifest) -> No
     summary.write(run_dir, result)
 
 
-def evaluate(run_dir: Path | str, which: str, split: str | None = None) -> tuple[str, Means]:
+def evaluate(
+    run_dir: Path | str, which: str, split: str | None = None, per_class: bool = False
+) -> tuple[str, Means, Confusion | None]:
     """Evaluate a run's LATEST or BEST checkpoint over a split, by default the one that its training
-    evaluates on."""
+    evaluates on. Returns the split, its figures, and with per_class what is taken for what."""
     run_dir = Path(run_dir)
     config = config_file.load(run_dir / "config.yaml")
     saved = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
@@ -304,7 +312,12 @@ def evaluate(run_dir: Path | str, which: str, split: str | None = None) -> tuple
         data = loader.eval_loader(config, data_dir, betons, split, world)
         prepare_torch(config, world)
         parts = schedule.plan(config, world.size, betons.splits["train"].samples).parts
-        return split, evaluation.evaluate(model, data, normalise, world, parts, train.eval_mirrored)
+        mirrored = train.eval_mirrored
+        means = evaluation.evaluate(model, data, normalise, world, parts, mirrored)
+        if not per_class:
+            return split, means, None
+        found = evaluation.answers(model, data, normalise, world, mirrored)
+        return split, means, Confusion.of(betons.classes, *found)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ FLOORS = [  # from the top
     ["dist_resnet/worker.py"],
     ["dist_resnet/acceleration"],
     ["dist_resnet/prepare", "dist_resnet/training", "dist_resnet/reports"],
+    ["dist_resnet/weights"],
     ["dist_resnet/data", "dist_resnet/models", "dist_resnet/tracking"],
     ["dist_resnet/runtime", "dist_resnet/config"],
 ]

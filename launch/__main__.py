@@ -30,10 +30,17 @@ COMMANDS = {
         overrides=True,
     ),
     "evaluate": Command("commands.evaluate", "evaluate a checkpoint of a run"),
+    "export": Command("commands.export", "write a run's weights as safetensors, torch or ONNX"),
+    "predict": Command("commands.predict", "class and probability of images"),
     "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
     "estimate": Command(
         "inspection.estimate",
         "estimate times on a cluster from steps measured on one worker",
+        overrides=True,
+    ),
+    "describe": Command(
+        "inspection.describe",
+        "layers of a network: shapes, parameters, multiply-adds, memory",
         overrides=True,
     ),
     "stage": Command(

@@ -275,6 +275,34 @@ def test_every_form_of_cifar_gives_the_same_images(cifar_forms, arrays, tmp_path
         assert all(np.array_equal(samples.read(i), images[i]) for i in range(60))
 
 
+def test_cifar100_in_its_official_form_is_read_by_its_fine_labels(arrays, tmp_path):
+    """`train` and `test` hold coarse_labels too, and `meta` the coarse names."""
+    images, labels = arrays
+    folder, fine, rows = (
+        tmp_path / "cifar-100-python",
+        labels * 10 + 3,
+        images.transpose(0, 3, 1, 2),
+    )
+    folder.mkdir()
+    for name in ("train", "test"):
+        content = {"data": rows, "fine_labels": fine.tolist()}
+        content |= {"coarse_labels": (fine // 5).tolist(), "filenames": ["x.png"] * 60}
+        (folder / name).write_bytes(pickle.dumps(content))
+    names = {"fine_label_names": [f"fine{i}" for i in range(100)]}
+    names |= {"coarse_label_names": [f"coarse{i}" for i in range(20)]}
+    (folder / "meta").write_bytes(pickle.dumps(names))
+    (folder / "file.txt~").write_bytes(b"")  # the archive has one
+    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    dataset = sources.cifar("cifar100", tmp_path / "cifar-100-python.tar.gz", tmp_path)
+    written = betons.prepare(dataset, tmp_path / "out", val=0, seed=0)
+    assert (written.dataset, len(written.classes)) == ("cifar100", 100)
+    assert written.classes[13] == "fine13"
+    for split in ("train", "test"):
+        read, read_labels = read_all(tmp_path / f"out/{split}.beton")
+        assert np.array_equal(read, images) and np.array_equal(read_labels, fine)
+
+
 def test_bad_sources_are_named(tmp_path, cifar_forms):
     whole = (cifar_forms / "cifar-10-python.tar.gz").read_bytes()
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(whole[: len(whole) // 2])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dist_resnet.runtime.distributed import World
-from dist_resnet.training import checkpoint
+from dist_resnet.weights import checkpoint
 
 
 class Alone(World):

@@ -130,7 +130,7 @@ def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path)
     code, output = cli("evaluate", "run")
     assert code == 0 and f"latest, test: loss {expected['test/loss']:.4f}" in output, output
     assert f"top-1 {100 * expected['test/top1']:.2f} %" in output and f"of {TEST} sam" in output
-    split, means = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
+    split, means, _ = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
     assert (split, means.samples) == ("test", TEST)
     assert means.top1 * TEST == pytest.approx(round(expected["test/top1"] * TEST), abs=1e-9)
     assert means.loss == pytest.approx(expected["test/loss"], rel=2e-3)  # bf16, other batches
@@ -147,7 +147,7 @@ def test_a_training_on_val_says_so_everywhere(workers, small_path, tmp_path):
     for path in written:
         assert "val" in path.read_text() and "test" not in path.read_text(), path
     assert "test" not in workers.output
-    split, means = workers.call(worker.evaluate, str(run_dir), "LATEST", "test")[0]
+    split, means, _ = workers.call(worker.evaluate, str(run_dir), "LATEST", "test")[0]
     assert (split, means.samples) == ("test", 50)
 
     both = workers.train(small_path, tmp_path / "b", *settings, "--train.final_split", "test")

@@ -175,7 +175,7 @@ def test_resnet18_trains_evaluates_exactly_and_resumes_exactly(
     found = (summary["steps"], summary["model"], summary["parameters"])
     assert found == (8, "resnet18", parameters)
     expected = [r for r in read_metrics(run_dir) if "test/top1" in r][-1]
-    _, means = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
+    _, means, _ = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
     assert means.samples == 70
     assert means.top1 * 70 == pytest.approx(round(expected["test/top1"] * 70), abs=1e-9)
     without_last_checkpoint(run_dir, tmp_path / "again")

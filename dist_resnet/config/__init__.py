@@ -1,12 +1,13 @@
 """What is to be trained: every setting, and the schedule that follows from them. No torch."""
 
 from dist_resnet.config.data import Batch, Data
-from dist_resnet.config.model import CifarModel, ImagenetModel, Model, SpeedrunModel
+from dist_resnet.config.model import FAMILIES, CifarModel, ImagenetModel, Model, SpeedrunModel
 from dist_resnet.config.root import Config, differences
 from dist_resnet.config.section import key_of, parse_length, require, setting
 from dist_resnet.config.training import Optim, Scaling, Schedule, Tracking, Train
 
 __all__ = [
+    "FAMILIES",
     "Batch",
     "CifarModel",
     "Config",

@@ -111,6 +111,12 @@ class Scaling(Section):
 class Train(Section):
     section: ClassVar[str] = "train"
     seed: int = setting(0, "initial weights, order of the samples, crops and flips")
+    init_from: Optional[str] = setting(
+        None,
+        "start from the weights of a RUN_DIR (its last; RUN_DIR/checkpoints/BEST: its best), a "
+        "checkpoint, an export or torchvision's state dict, optimizer and step anew; the last "
+        "layer is new where the classes are others; a resume does not read it",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: a GPU per worker where there are any"
     )

@@ -56,6 +56,22 @@ def predict(
         return (logits + model.forward(inputs.flip(3)).float()) / 2 if mirrored else logits
 
 
+@torch.inference_mode()
+def answers(
+    model: nn.Module, data: DataLoader, normalise: Normalise, world: World, mirrored: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, answers) of every sample, int64 (N,) each, over all ranks, each sample once.
+
+    Like evaluate, one collective at the end."""
+    model.eval()
+    found = [np.zeros((2, 0), np.int64)]
+    for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
+        given = predict(model, images, normalise, mirrored).argmax(1)
+        found.append(torch.stack([labels, given]).cpu().numpy())
+    labels, given = np.concatenate(world.gather(np.concatenate(found, 1)), 1)
+    return labels, given
+
+
 @dataclass(frozen=True)
 class WorstImage:
     """An evaluated image, and how far its network is from its label."""

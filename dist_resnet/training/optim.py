@@ -79,6 +79,10 @@ class Lookahead:
             torch._foreach_lerp_(self.slow, self.fast, 1 - 0.95**5 * (step / self.last_step) ** 3)
         torch._foreach_copy_(self.fast, self.slow)
 
+    def restart(self) -> None:
+        """The average begins at the weights as they are now."""
+        self.restore(self.fast)
+
     def restore(self, slow: list[torch.Tensor]) -> None:
         for mine, saved in zip(self.slow, slow, strict=True):
             mine.copy_(saved)

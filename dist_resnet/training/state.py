@@ -5,6 +5,7 @@ from typing import Any
 
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.training.loop import Training
+from dist_resnet.weights.card import Card
 
 
 def capture(run: Training, betons: Manifest) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def capture(run: Training, betons: Manifest) -> dict[str, Any]:
         "progress": run.progress.state(),
         "sums": run.sums.table(run.world),
         "config": run.config.to_dict(),
+        "card": Card.of(run.config, betons).to_dict(),
         "wandb_id": run.tracker.wandb.id,
         "data": betons.digest(),
         "world_size": run.world.size,

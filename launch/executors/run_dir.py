@@ -15,6 +15,7 @@ def create(run_dir: Path, config: Config) -> None:
     """Make the directory and write its config.yaml, once. Raises ValueError where it holds another
     configuration."""
     path = run_dir / "config.yaml"
+    _require_weights(run_dir, config.train.init_from)
     if path.exists():
         different = differences(config_file.load(path), config)
         if different:
@@ -36,3 +37,14 @@ def create(run_dir: Path, config: Config) -> None:
         raise ValueError(
             f"cannot make RUN_DIR {run_dir} ({error}): give another --run-dir"
         ) from None
+
+
+def _require_weights(run_dir: Path, source: str | None) -> None:
+    """Raises ValueError where a training would begin with train.init_from, and there is none."""
+    if source is None or (run_dir / "checkpoints/LATEST").exists():
+        return
+    if not Path(source).is_file() and not (Path(source) / "checkpoints/LATEST").is_file():
+        raise ValueError(
+            f"train.init_from = {source!r}: no such file, and no run directory with a checkpoint "
+            "(paths are relative to the directory of the command); name one, or leave it out"
+        )

@@ -1,0 +1,60 @@
+"""What must be known of trained weights to use them: it travels with them, in checkpoints and
+exports alike."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dist_resnet.config import FAMILIES, Config, Model
+from dist_resnet.data.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Card:
+    model: dict[str, Any]  # the settings of its section in the configuration
+    dataset: str
+    classes: list[str]  # by label
+    mean: list[float]  # of each colour of the training images, in [0, 1]
+    std: list[float]
+    size: list[int]  # height and width of the images that it is evaluated on
+    share: float  # part of an image's shorter side that is cut out for that
+    mirrored: bool  # whether it is evaluated as the mean over an image and its mirror image
+
+    @classmethod
+    def of(cls, config: Config, betons: Manifest) -> "Card":
+        """Of the network that a configuration trains on these betons."""
+        data, size = config.data, config.data.eval_resolution or config.data.resolution
+        assert size or betons.shape  # else there was nothing to train on
+        return cls(
+            model=config.to_dict()["model"],
+            dataset=betons.dataset,
+            classes=betons.classes,
+            mean=betons.mean,
+            std=betons.std,
+            size=[size, size] if size else list((betons.shape or [])[:2]),
+            share=data.eval_share if size else 1.0,
+            mirrored=config.train.eval_mirrored,
+        )
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Card":
+        """Raises ValueError where fields are missing or unknown."""
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"its card is of another version ({error})") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return dataclasses.asdict(self)
+
+    def settings(self) -> Model:
+        """Of the network. Raises ValueError for a family or keys that this version has not."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in self.model.items()
+        }
+        try:
+            return FAMILIES[values["family"]](**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its network is of another version ({error})") from None
