@@ -30,6 +30,7 @@ COMMANDS = {
         overrides=True,
     ),
     "evaluate": Command("commands.evaluate", "evaluate a checkpoint of a run"),
+    "status": Command("inspection.status", "where runs stand: queued, running, failed, complete"),
     "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
     "estimate": Command(
         "inspection.estimate",
