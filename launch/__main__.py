@@ -30,6 +30,11 @@ COMMANDS = {
         overrides=True,
     ),
     "evaluate": Command("commands.evaluate", "evaluate a checkpoint of a run"),
+    "doctor": Command(
+        "commands.doctor",
+        "examine this machine, or the nodes of a cluster, before a training",
+        overrides=True,
+    ),
     "status": Command("inspection.status", "where runs stand: queued, running, failed, complete"),
     "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
     "estimate": Command(
