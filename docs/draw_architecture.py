@@ -18,7 +18,7 @@ FLOORS = [  # from the top
     ["launch/sweeps"],
     ["launch/executors", "launch/inspection"],
     ["dist_resnet/worker.py"],
-    ["dist_resnet/acceleration"],
+    ["dist_resnet/acceleration", "dist_resnet/diagnosis"],
     ["dist_resnet/prepare", "dist_resnet/training", "dist_resnet/reports"],
     ["dist_resnet/weights"],
     ["dist_resnet/data", "dist_resnet/models", "dist_resnet/tracking"],

@@ -32,6 +32,12 @@ COMMANDS = {
     "evaluate": Command("commands.evaluate", "evaluate a checkpoint of a run"),
     "export": Command("commands.export", "write a run's weights as safetensors, torch or ONNX"),
     "predict": Command("commands.predict", "class and probability of images"),
+    "doctor": Command(
+        "commands.doctor",
+        "examine this machine, or the nodes of a cluster, before a training",
+        overrides=True,
+    ),
+    "status": Command("inspection.status", "where runs stand: queued, running, failed, complete"),
     "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
     "estimate": Command(
         "inspection.estimate",

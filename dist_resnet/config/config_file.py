@@ -20,13 +20,13 @@ DEFAULTS = dict(
 )  # a section's own defaults but for batch, where one must be set
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, then apply `--section.key value` overrides.
+def load(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, or take the defaults, then apply `--section.key value` overrides.
 
     Raises ValueError for a missing file, an unknown key, a wrong type or a value out of range."""
-    path = Path(path)
     remedy = "the ones that come with dist_resnet are in configs/"
-    content = yaml_file.read(path, "configuration", remedy) or {}
+    read = yaml_file.read(Path(path), "configuration", remedy) if path is not None else {}
+    path, content = Path(path or "no file"), read or {}
     in_file, words = _dotted_keys(content, path), _joined(overrides)
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     family = given.get("model.family", content.get("model", {}).get("family", "cifar"))

@@ -6,9 +6,11 @@ MPICH", section 4.5. Nothing of the all-reduce is taken to be hidden behind the 
 are upper bounds. No torch."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dist_resnet.config import Batch, Config, Scaling, schedule
@@ -34,6 +36,18 @@ class Link:
             raise ValueError(f"--latency = {latency!r}: write 20us or 0.1ms")
         unit = {"M": 1e6, "G": 1e9, "T": 1e12}[rate[2]] / (8 if rate[3] == "b" else 1)
         return cls(float(rate[1]) * unit, float(wait[1]) * {"us": 1e-6, "ms": 1e-3}[wait[2]])
+
+    @classmethod
+    def read(cls, path: Path) -> "Link":
+        """As `dist-resnet doctor` has measured it. Raises ValueError."""
+        try:
+            measured = json.loads(path.read_text())
+            return cls(float(measured["bytes_per_second"]), float(measured["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--link {path}: not what `dist-resnet doctor` measures ({error!r}); name its "
+                "link.json, or write 25GBps"
+            ) from None
 
     def all_reduce(self, size: float, workers: int) -> float:
         """Seconds for `size` bytes: reduce-scatter and all-gather along a ring."""

@@ -15,6 +15,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dist_resnet.config import Tracking
+from dist_resnet.tracking.time_left import TimeLeft, duration
 from dist_resnet.tracking.wandb_run import WandbRun
 
 SHOWN = {  # what the console shows of the figures, and how
@@ -39,6 +40,7 @@ class Tracker:
     def __init__(self, run_dir: Path, total_steps: int, *, writes: bool) -> None:
         self.path, self.writes, self.total = run_dir / "metrics.jsonl", writes, total_steps
         self.run_dir, self.wandb = run_dir, WandbRun(run_dir, self.say)
+        self._time_left = TimeLeft(total_steps)
         self._unwritten: list[str] = []  # what a full disk has refused so far
         self._bar = progress_bar(total_steps) if writes and sys.stdout.isatty() else None
 
@@ -60,6 +62,7 @@ class Tracker:
             aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
             os.replace(aside, self.path)
         self.wandb.start(config, full_config, tags, wandb_id, kept)
+        self._time_left.start(step)
         if self._bar:
             self._bar.start()
 
@@ -67,11 +70,15 @@ class Tracker:
         """Record the figures of a step, everywhere."""
         if not self.writes:
             return
-        record = {"step": step, **{k: v if math.isfinite(v) else None for k, v in figures.items()}}
-        self._write(json.dumps(record) + "\n")
+        finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         shown = "  ".join(
             SHOWN[key].format(value) for key, value in figures.items() if key in SHOWN
         )
+        left: dict[str, float] = {}
+        if "lr" in figures:  # of training, not of an evaluation
+            left = {"last_step": self.total, "hours_left": self._time_left.hours(step)}
+            shown += f"  {duration(left['hours_left'])} left"
+        self._write(json.dumps({"step": step, **finite, **left}) + "\n")
         self.say(f"step {step:>{len(str(self.total))}}/{self.total}  {shown}")
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step)

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from dist_resnet.config import Tracking
 
 WANDB_LIMITS = {"init_timeout": 20, "finish_timeout": 20, "finish_timeout_raises": True}  # seconds
+NO_FIGURES = ("step", "last_step", "hours_left")  # of a record of metrics.jsonl
 
 
 class WandbRun:
@@ -66,10 +67,7 @@ class WandbRun:
         elif self._run:
             for record in records:
                 if record["step"] >= self._run.starting_step:
-                    self.log(
-                        record["step"],
-                        {k: v for k, v in record.items() if k != "step" and v is not None},
-                    )
+                    self.log(record["step"], figures_of(record))
 
     def _init(
         self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], mode: str
@@ -142,6 +140,11 @@ class WandbRun:
                 f"W&B: off from here on ({_short(error)}); it may lack what came last, "
                 "metrics.jsonl has everything"
             )
+
+
+def figures_of(record: dict[str, Any]) -> dict[str, float]:
+    """What W&B gets of a record of metrics.jsonl."""
+    return {k: v for k, v in record.items() if k not in NO_FIGURES and v is not None}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Any:

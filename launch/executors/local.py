@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -71,8 +71,13 @@ def train(run_dir: Path, workers: int, device: str) -> str:
 
     Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. Raises
     ValueError or RuntimeError with the first failed worker's message, rank and log."""
+    return run(WorkerTask(str(run_dir), launcher=os.getpid()), run_dir / "logs", workers, device)
+
+
+def run(task: Callable[[], str], logs: Path, workers: int, device: str) -> str:
+    """Run a task in so many workers here, as `train` does. Returns what rank 0's has returned."""
     gpus = [] if device == "cpu" else visible_gpus()
-    folder = run_dir / "logs" / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+    folder = logs / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     executor = LocalExecutor(folder)
     executor.update_parameters(
         timeout_min=MINUTES,
@@ -82,7 +87,7 @@ def train(run_dir: Path, workers: int, device: str) -> str:
         visible_gpus=gpus[:workers],
     )
     with _signals_kept_from_children():
-        job = executor.submit(WorkerTask(str(run_dir), launcher=os.getpid()))
+        job = executor.submit(task)
     return _Watch(job, folder, workers).until_the_end()
 
 

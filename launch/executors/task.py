@@ -36,7 +36,7 @@ class WorkerTask:
     def __call__(self) -> str:
         stop = StopSignal()  # before torch takes its seconds to import: no signal is lost
         if self.launcher:
-            threading.Thread(target=_end_with, args=(self.launcher,), daemon=True).start()
+            threading.Thread(target=end_with, args=(self.launcher,), daemon=True).start()
         job = JobEnvironment()
         if "SUBMITIT_FOLDER" in os.environ:
             job.paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
@@ -152,7 +152,7 @@ def pin(local_rank: int, local_size: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(share, len(cpus))))
 
 
-def _end_with(launcher: int) -> None:
+def end_with(launcher: int) -> None:
     """End this process when the launcher is gone, seen by submitit's controller, our parent, having
     another parent."""
     while True:

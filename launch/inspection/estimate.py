@@ -41,7 +41,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus-per-node", type=int, default=8, help="workers of a node (8)")
     parser.add_argument("--batch", type=int, default=128, help="per worker (128)")
     parser.add_argument(
-        "--link", default="25GBps", help="what each worker can send: 25GBps is 200Gbps (25GBps)"
+        "--link",
+        default="25GBps",
+        help="what each worker can send: 25GBps is 200Gbps; or the link.json that `dist-resnet "
+        "doctor` has measured, latency included (25GBps)",
     )
     parser.add_argument("--latency", default="20us", help="until the first byte arrives (20us)")
     parser.add_argument("--samples", type=int, help="training images (those of data.dir)")
@@ -53,7 +56,8 @@ def estimate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise ValueError(
             "estimate: nothing measured; give --step BATCH:MILLISECONDS or --measured RUN_DIR"
         )
-    link = Link.parse(options.link, options.latency)
+    measured = options.link.endswith(".json")
+    link = Link.read(Path(options.link)) if measured else Link.parse(options.link, options.latency)
     step = Step.fit([*map(_parse, options.step), *map(_read, options.measured)])
     samples = options.samples or manifest.load(Path(config.data.dir)).splits["train"].samples
     most = options.nodes * options.gpus_per_node

@@ -1,0 +1,1 @@
+"""What is wrong, and what takes the time: an examination before a training, and within one."""

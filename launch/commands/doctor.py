@@ -1,0 +1,132 @@
+"""`dist-resnet doctor`: an examination of a machine or of the nodes of a job, before a training."""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dist_resnet.config import config_file
+from dist_resnet.diagnosis import findings
+from dist_resnet.diagnosis.findings import BAD, SKIPPED, WARNING, Finding, Report
+from dist_resnet.runtime.signals import COMPLETED
+from launch.executors.resources import Resources, add_resources
+from launch.executors.task import WorkerTask, end_with
+
+CONFIG = "doctor.yaml"  # in the directory
+SAME = ("versions",)  # what all ranks must agree in
+MINUTES = 15
+STYLES = {"good": "green", "warning": "yellow", "bad": "bold red", "skipped": "dim"}
+PIPED = 100  # columns, where nobody says how wide the reader's terminal is
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "dist-resnet doctor [options] [--section.key value ...]"
+    parser.description = (
+        "Examine this machine, or with --cluster the nodes of a job: software, betons, disks, "
+        "device, network. About two minutes. Ends with 1 where something must be mended."
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the training that is to run (the defaults)"
+    )
+    add_resources(parser)
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=Path("runs/doctor"),
+        help="on the disk that trainings are to use; takes logs and link.json (runs/doctor)",
+    )
+
+
+@dataclass(frozen=True)
+class DoctorTask(WorkerTask):
+    """Examines, in every worker of a job. Nothing is to be started again."""
+
+    max_faults: int = 0
+
+    def __call__(self) -> str:
+        from submitit import JobEnvironment
+
+        from dist_resnet.diagnosis import doctor
+
+        if self.launcher:
+            threading.Thread(target=end_with, args=(self.launcher,), daemon=True).start()
+        job, directory = JobEnvironment(), Path(self.run_dir)
+        config = config_file.load(directory / CONFIG)
+        node = os.environ.get("SLURMD_NODENAME", job.hostname)
+        report = Report(directory, job.global_rank, node)
+        doctor.alone(config, directory, report, job.local_rank, job.num_tasks // job.num_nodes)
+        self.join(job)
+        doctor.together(config, directory, report)
+        return COMPLETED
+
+
+def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    config = config_file.load(options.config, overrides)
+    resources, directory = Resources.of(options, config.train.device), options.run_dir.resolve()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in (*directory.glob("rank_*.jsonl"), directory / "link.json"):
+            old.unlink(missing_ok=True)
+        config.save(directory / CONFIG)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {directory} ({error}): give a --run-dir that you may write"
+        ) from None
+    try:
+        _run(directory, resources, config.train.device)
+    except (ValueError, RuntimeError) as error:  # the findings say more
+        print(str(error).splitlines()[0], file=sys.stderr)
+    found = findings.together(directory, range(resources.world_size), SAME)
+    _show(found, resources)
+    if (directory / "link.json").exists():
+        print(f"for `dist-resnet estimate`: --link {options.run_dir / 'link.json'}")
+    return int(any(finding.level == BAD for finding in found))
+
+
+def _run(directory: Path, resources: Resources, device: str) -> None:
+    from launch.executors import follow, local, slurm
+
+    if not resources.on_slurm:
+        task = DoctorTask(str(directory), launcher=os.getpid())
+        local.run(task, directory / "logs", resources.workers, device)
+        return
+    minutes = min(resources.cluster.time, MINUTES)
+    lead = min(resources.cluster.signal_delay_s, 60 * minutes - 1)
+    cluster = dataclasses.replace(resources.cluster, time=minutes, signal_delay_s=lead)
+    tasks = [DoctorTask(str(directory))]
+    (job,) = slurm.submit(directory, tasks, cluster, resources.nodes, resources.workers)
+    print(f"job {job} queued", flush=True)
+    try:
+        follow.follow(job, directory / "logs" / f"{job}_0_log.out")
+    except BaseException:
+        subprocess.run(["scancel", job])
+        raise
+
+
+def _show(found: Sequence[Finding], resources: Resources) -> None:
+    """The table; what to do stands below what was seen."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED
+    where = f"{resources.nodes} nodes x " if resources.on_slurm else ""
+    table = Table(title=f"{where}{resources.workers} workers", title_justify="left", box=None)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in found:
+        seen = Text(finding.figure, style="dim" if finding.level == SKIPPED else "")
+        if finding.remedy:
+            seen.append(f"\n-> {finding.remedy}", style="bold")
+        table.add_row(finding.name, Text(finding.level, style=STYLES[finding.level]), seen)
+    bad, doubtful = (sum(f.level == level for f in found) for level in (BAD, WARNING))
+    verdict = f"{bad} to mend" if bad else "nothing to mend"
+    table.caption = verdict + (f", {doubtful} to know" if doubtful else "")
+    Console(width=width).print(table)

@@ -1,0 +1,90 @@
+"""`dist-resnet status`: where runs stand, while they write and afterwards. With SLURM's queue: in
+test_doctor."""
+
+import json
+
+import pytest
+
+from dist_resnet.reports import status
+from dist_resnet.tracking.time_left import TimeLeft, duration
+from dist_resnet.tracking.tracker import read_metrics
+
+
+def test_running_stopped_complete(workers, small_path, tmp_path, cli):
+    directory, seen = tmp_path / "runs" / "sweep" / "one", []
+
+    def reached():
+        while True:
+            found = status.read(directory, None, False)
+            if found.step and found.step >= 12:
+                seen.append(found)
+                return
+
+    workers.train_until(small_path, directory, reached, "--schedule.steps", 2000, size=2)
+    (running,) = seen
+    assert (running.state, running.last_step, running.evaluated_on) == ("running", 2000, "test")
+    assert running.hours_left > 0 and running.images_per_second > 0 and 0 <= running.top1 <= 1
+    workers.train(small_path, tmp_path / "runs" / "two", "--train.max_steps", 6)
+    assert "left" in workers.output
+
+    code, output = cli("status", "runs", "--json")
+    stopped, complete = json.loads(output)
+    assert (code, stopped["state"], complete["state"]) == (0, "stopped", "complete")
+    assert stopped["path"] == "runs/sweep/one" and complete["top1"] is not None
+    last = read_metrics(directory)[-1]["step"]
+    assert abs(stopped["step"] - last) <= 2 and complete["step"] == complete["last_step"] == 6
+    code, output = cli("status", "runs/two")
+    assert code == 0 and "1 complete" in output and "6/6" in output
+    assert cli("status", "nowhere")[0] == 1
+
+
+def test_the_end_of_a_long_file_is_enough_and_a_torn_line_is_passed_over(tmp_path):
+    train = {"lr": 0.1, "images_per_second": 5.0, "last_step": 9000, "hours_left": 2.5}
+    lines = [json.dumps({"step": step, **train}) for step in range(1, 5000)]
+    lines.insert(-10, json.dumps({"step": 4989, "val/top1": 0.25}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 50')
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 4 * status.TAIL
+    found = status.read(tmp_path, status.Job("7_3", "r", "RUNNING", "None"), True)
+    assert (found.state, found.step, found.hours_left, found.job) == ("running", 4999, 2.5, "7_3")
+    assert (found.evaluated_on, found.top1) == ("val", 0.25)
+    pending = status.read(tmp_path, status.Job("7_3", "r", "PENDING", "BeginTime"), True)
+    assert (pending.state, pending.reason) == ("requeued", "BeginTime")
+
+
+def test_a_start_that_left_no_word_has_failed_and_one_that_ended_has_stopped(tmp_path):
+    began = {"start": 1, "began": 1.0, "job": "12", "from_step": 0}
+    path = tmp_path / "starts.jsonl"
+    path.write_text(json.dumps(began) + "\n")
+    lost = status.read(tmp_path, None, True)
+    assert (lost.state, lost.starts, lost.job) == ("failed", 1, "12")
+    ended = {"start": 1, "ended": 2.0, "step": 4, "outcome": "terminated"}
+    path.write_text(json.dumps(began) + "\n" + json.dumps(ended) + "\n")
+    stopped = status.read(tmp_path, None, True)
+    assert (stopped.state, stopped.reason) == ("stopped", "terminated")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/failures.txt").write_text(
+        "start 1 of job 12: the worker of rank 1 on n2 failed:\nTraceback (most recent call last):"
+        "\n  File x\nOSError: no space\nits log: /x/12_1_log.out\n"
+    )
+    failed = status.read(tmp_path, None, True)
+    assert failed.state == "failed"
+    assert failed.reason.endswith("on n2 failed: OSError: no space")
+
+
+@pytest.mark.parametrize(
+    "hours, text",
+    [(0.01, "36 s"), (0.2, "12 min"), (3.2, "3 h 12 min"), (52.0, "2 d 4 h")],
+)
+def test_durations(hours, text):
+    assert duration(hours) == text
+
+
+def test_time_left_leaves_out_what_comes_before_the_first_log(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    left = TimeLeft(100)
+    left.start(10)
+    now[0] = 100.0  # compiling
+    assert left.hours(20) == pytest.approx(80 * 10 / 3600)
+    now[0] = 110.0
+    assert left.hours(30) == pytest.approx(70 * 1 / 3600)
