@@ -43,7 +43,8 @@ WHITENING_IMAGES = 5000  # as in airbench
 def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
     """Train the run of RUN_DIR/config.yaml to its end, or until a signal asks to stop.
 
-    Returns 'completed', 'preempted' (start it again) or 'terminated'. On every rank alike."""
+    Returns 'completed', 'preempted' (start it again), 'terminated', or 'paused' (at stop.pause_at;
+    whoever starts it again goes on from there). On every rank alike."""
     run_dir, stop, progress = Path(run_dir), stop or StopSignal(), Progress()
     config = config_file.load(run_dir / "config.yaml")
     with (

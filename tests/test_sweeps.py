@@ -62,7 +62,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep
         == 1
     )
     code, output = cli("sweep", "four.yaml", "--agents", 2)
-    assert code == 1 and "--agents is not read without --wandb" in output, output
+    assert code == 1 and "--agents is not read without --search or --wandb" in output, output
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_mistakes_are_named(sweep_path, change, part):
 
 def test_bayes_needs_the_server(sweep_path):
     sweep_path.write_text(SWEEP.replace("grid", "bayes"))
-    with pytest.raises(ValueError, match="add --wandb"):
+    with pytest.raises(ValueError, match="add --search file, or --wandb"):
         definition.points(definition.load(sweep_path), 3, 0)
 
 
@@ -169,7 +169,7 @@ def test_a_cap_holds_for_grids_and_early_terminate_needs_the_server(sweep_path):
     assert len(definition.points(capped, None, 0)) == len(definition.points(capped, 9, 0)) == 3
     assert len(definition.points(capped, 2, 0)) == 2
     sweep_path.write_text(SWEEP + "early_terminate: {type: hyperband, min_iter: 1}\n")
-    with pytest.raises(ValueError, match=r"early_terminate = .*add --wandb"):
+    with pytest.raises(ValueError, match=r"early_terminate = .*add --search file, or --wandb"):
         definition.points(definition.load(sweep_path), None, 0)
 
 

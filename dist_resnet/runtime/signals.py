@@ -4,11 +4,8 @@ two steps."""
 import signal
 from types import FrameType
 
-COMPLETED, PREEMPTED, TERMINATED = (
-    "completed",
-    "preempted",
-    "terminated",
-)  # how a start of a training ends
+# how a start of a training ends; paused: after the step at which it was told to leave
+COMPLETED, PREEMPTED, TERMINATED, PAUSED = "completed", "preempted", "terminated", "paused"
 MEANING = {signal.SIGUSR2: PREEMPTED, signal.SIGTERM: TERMINATED}
 
 
@@ -18,8 +15,10 @@ class StopSignal:
     `requested` is None until one arrives, then "preempted" or "terminated". `before` holds the
     handlers found, for a launcher that wants to run its own once everything is saved."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause_at: int | None = None) -> None:
+        """pause_at: a step after which to leave, known from the start and without a signal."""
         self.requested: str | None = None
+        self.pause_at = pause_at
         self.before = {number: signal.signal(number, self._note) for number in MEANING}
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, MEANING

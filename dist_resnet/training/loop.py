@@ -63,8 +63,8 @@ class Training:
 
 
 def fit(run: Training) -> str:
-    """Train from progress.step to the plan's last step. Returns 'completed', 'preempted' or
-    'terminated'."""
+    """Train from progress.step to the plan's last step. Returns 'completed', or what the stop vote
+    came to."""
     run.progress.clock.start("training")
     while run.progress.step < run.plan.last_step:
         for step in train_epoch(run):

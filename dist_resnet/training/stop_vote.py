@@ -6,7 +6,7 @@ import time
 import torch
 
 from dist_resnet.runtime.distributed import World
-from dist_resnet.runtime.signals import PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.runtime.signals import PAUSED, PREEMPTED, TERMINATED, StopSignal
 
 VOTE_SECONDS = 1.0
 
@@ -23,8 +23,10 @@ class StopVote:
         self.seconds_per_step, self.due, self.gap = 0.0, 0, 1
 
     def requested(self, step: int) -> str | None:
-        """'preempted', 'terminated' or None, on every rank alike. One small all-reduce where a vote
-        is due."""
+        """'preempted', 'terminated', 'paused' or None, on every rank alike. One small all-reduce
+        where a vote is due."""
+        if self.stop.pause_at is not None and step >= self.stop.pause_at:
+            return PAUSED
         if step < self.due:
             return None
         mine = self.stop.requested

@@ -18,7 +18,7 @@ from submitit import LocalExecutor
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalJob
 
-from dist_resnet.runtime.signals import TERMINATED
+from dist_resnet.runtime.signals import TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import progress_bar
 from launch.executors import verdict
 from launch.executors.task import WorkerTask
@@ -66,15 +66,20 @@ def check(workers: int, device: str) -> None:
         )
 
 
-def train(run_dir: Path, workers: int, device: str) -> str:
-    """Train with so many workers here. Returns 'completed' or 'terminated'.
+def train(run_dir: Path, workers: int, device: str, stop: StopSignal | None = None) -> str:
+    """Train with so many workers here. Returns 'completed' or 'terminated', or 'paused' at
+    stop.pause_at.
 
-    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. Raises
-    ValueError or RuntimeError with the first failed worker's message, rank and log."""
-    return run(WorkerTask(str(run_dir), launcher=os.getpid()), run_dir / "logs", workers, device)
+    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. `stop`:
+    of a caller that takes the last two itself. Raises ValueError or RuntimeError with the first
+    failed worker's message, rank and log."""
+    task = WorkerTask(str(run_dir), os.getpid(), pause_at=stop.pause_at if stop else None)
+    return run(task, run_dir / "logs", workers, device, stop)
 
 
-def run(task: Callable[[], str], logs: Path, workers: int, device: str) -> str:
+def run(
+    task: Callable[[], str], logs: Path, workers: int, device: str, stop: StopSignal | None = None
+) -> str:
     """Run a task in so many workers here, as `train` does. Returns what rank 0's has returned."""
     gpus = [] if device == "cpu" else visible_gpus()
     folder = logs / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
@@ -88,28 +93,32 @@ def run(task: Callable[[], str], logs: Path, workers: int, device: str) -> str:
     )
     with _signals_kept_from_children():
         job = executor.submit(task)
-    return _Watch(job, folder, workers).until_the_end()
+    return _Watch(job, folder, workers, stop).until_the_end()
 
 
 class _Watch:
     """Shows rank 0's output live, passes on interrupts, and does not wait for the companions of a
     lost worker."""
 
-    def __init__(self, job: LocalJob, folder: Path, workers: int) -> None:
-        self.job, self.folder, self.workers = job, folder, workers
+    def __init__(self, job: LocalJob, folder: Path, workers: int, stop: StopSignal | None) -> None:
+        self.job, self.folder, self.workers, self.stop = job, folder, workers, stop
         self.controller = psutil.Process(job._process.pid)
         self.shown, self.stopping, self.in_traceback = 0, False, False
         self.short_since: float | None = None
         self.bar: Progress | None = None
 
     def until_the_end(self) -> str:
+        callers = () if self.stop is None else (signal.SIGTERM, signal.SIGUSR2)
         handlers = {
             s: signal.signal(s, self._interrupt)
             for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+            if s not in callers
         }
         try:
             while not self.job.done():
                 self._show()
+                if self.stop and self.stop.requested and not self.stopping:
+                    self._interrupt(signal.SIGTERM, None)
                 if self._lost_worker():
                     self._kill()
                 time.sleep(0.1)

@@ -26,15 +26,19 @@ class WorkerTask:
     it again.
 
     launcher: process id of a launcher on this machine, without which the worker must not go on.
+    pause_at: a step after which to save and leave.
     max_faults: how often SLURM may start the job again after workers that ended without a word."""
 
     run_dir: str
     launcher: int | None = None
     max_faults: int = 5
     attempt: int = 0
+    pause_at: int | None = None
 
     def __call__(self) -> str:
-        stop = StopSignal()  # before torch takes its seconds to import: no signal is lost
+        stop = StopSignal(
+            self.pause_at
+        )  # before torch takes its seconds to import: no signal is lost
         if self.launcher:
             threading.Thread(target=end_with, args=(self.launcher,), daemon=True).start()
         job = JobEnvironment()

@@ -1,4 +1,4 @@
-"""`dist-resnet sweep`: here or on a cluster, without a server or with W&B's."""
+"""`dist-resnet sweep`: here or on a cluster; a list of runs, a search, or W&B's server's."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from launch.executors import local, run_dir, slurm
 from launch.executors.resources import Resources, check
 from launch.executors.task import WorkerTask
 from launch.sweeps import agents, definition
+from launch.sweeps.search import of as search_of
 
 Ended = Literal["complete", "failed", "interrupted", "queued"]
 
@@ -92,14 +93,52 @@ def run_agents(
         for k in range(options.agents)
     ]
     if resources.on_slurm:
-        cpus = resources.cluster.cpus_per_task
-        jobs = slurm.submit(
-            directory,
-            tasks,
-            replace(resources.cluster, cpus_per_task=cpus and cpus * resources.workers),
-            nodes=1,
-            workers_per_node=1,
-        )
-        print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
-        return "queued"
+        return _queue_agents(tasks, directory, resources)
     return "complete" if all(task() == COMPLETED for task in tasks) else "interrupted"
+
+
+def run_search(
+    found: definition.Sweep, directory: Path, options: argparse.Namespace, overrides: Sequence[str]
+) -> Ended:
+    """Search without a server. Its agents run side by side, here or as a job array; the same
+    command joins more of them to those at work."""
+    from launch.sweeps.heartbeat import Heartbeat
+    from launch.sweeps.search_agent import SearchAgentTask, own_name, side_by_side  # optuna
+    from launch.sweeps.study import Study
+
+    search = search_of(found, directory, options, overrides)
+    base = definition.configuration(found, {}, overrides)
+    resources = Resources.of(options, base.train.device)
+    search.fix()
+    with Heartbeat(directory, own_name()) as heartbeat:
+        study = Study(search, heartbeat)
+        study.try_a_draw()
+    print(
+        f"search {found.name} in {directory}: {search.cap} trials, {search.draws} draws, "
+        f"{search.rungs}; {search.metric}",
+        flush=True,
+    )
+    task = SearchAgentTask(search, resources.cluster.max_faults)
+    if resources.on_slurm:
+        return _queue_agents([task] * options.agents, directory, resources)
+    outcome = task() if options.agents == 1 else side_by_side(task, options.agents)
+    if outcome != COMPLETED:
+        print("the same command goes on with this search")
+        return "interrupted"
+    failed = [trial.name for trial in study.trials() if trial.state == "failed"]
+    if failed:
+        print(f"\ngiven up: {', '.join(failed)} (see their logs)", flush=True)
+    return "failed" if failed else "complete"
+
+
+def _queue_agents(tasks: Sequence[slurm.Task], directory: Path, resources: Resources) -> Ended:
+    cpus = resources.cluster.cpus_per_task
+    jobs = slurm.submit(
+        directory,
+        tasks,
+        replace(resources.cluster, cpus_per_task=cpus and cpus * resources.workers),
+        nodes=1,
+        workers_per_node=1,
+    )
+    print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
+    return "queued"

@@ -1,0 +1,183 @@
+"""An agent of a search: takes a trial, trains it to its next rung, reports; again and again. It may
+be ended at any time, and there may be any number of them."""
+
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit import JobEnvironment
+from submitit.helpers import DelayedSubmission
+
+from dist_resnet.config import Config
+from dist_resnet.config.schedule import Plan
+from dist_resnet.reports.search import Report, Trial
+from dist_resnet.runtime import lock
+from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.tracking.tracker import read_metrics
+from launch.executors import local, run_dir
+from launch.executors.task import requeue
+from launch.sweeps.heartbeat import Heartbeat
+from launch.sweeps.search import Search
+from launch.sweeps.study import Study
+
+ORPHANS_SECONDS = 15  # trainings that were killed with their agent may be slow to end
+
+
+@dataclass(frozen=True)
+class SearchAgentTask:
+    """Works until nothing is left to do. max_faults: ends without a word after which a trial is
+    given up, and starts of the agent's own job after such."""
+
+    search: Search
+    max_faults: int = 5
+
+    def __call__(self) -> str:
+        stop = StopSignal()
+        if "SUBMITIT_FOLDER" in os.environ:
+            JobEnvironment().paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
+        with Heartbeat(Path(self.search.directory), own_name()) as heartbeat:
+            outcome = self.work(Study(self.search, heartbeat), stop)
+        if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
+            requeue(stop, JobEnvironment())
+        return outcome
+
+    def checkpoint(self) -> DelayedSubmission:
+        return DelayedSubmission(self)
+
+    def work(self, study: Study, stop: StopSignal) -> str:
+        """Returns 'completed' where nothing is left for this agent, else 'preempted' or
+        'terminated'."""
+        while not stop.requested:
+            trial = _next(study, stop)
+            if trial is None:
+                break
+            while trial.state == "running" and trial.agent == study.agent:
+                after = self._advance(study, trial, stop)
+                if after is None:
+                    return stop.requested or TERMINATED
+                trial = after
+        return stop.requested or COMPLETED
+
+    def _advance(self, study: Study, trial: Trial, stop: StopSignal) -> Trial | None:
+        """The trial at its next rung; None where the training was asked to leave before."""
+        directory = Path(self.search.directory) / trial.name
+        print(f"\n== {trial.name}, to rung {trial.target}: {directory}", flush=True)
+        try:
+            config, plan = self.search.configuration(trial.values)
+            run_dir.create(directory, config)
+            if not _is_free(directory):
+                print(f"{directory} is still in use: left for later", flush=True)
+                study.release(trial)
+            elif not self._train(directory, config, plan, trial, stop):
+                study.release(trial)
+                return None
+            else:
+                return study.report(trial, self._report(directory, plan, trial))
+        except ValueError as error:  # the loss is not finite, or what only a worker finds out
+            print(f"{trial.name} is stopped: {error}", flush=True)
+            study.stop(trial, str(error))
+        except RuntimeError as error:
+            print(f"{trial.name}: {error}", flush=True)
+            study.note_fault(trial, str(error), self.max_faults)
+        return study.fresh(trial)
+
+    def _train(
+        self, directory: Path, config: Config, plan: Plan, trial: Trial, stop: StopSignal
+    ) -> bool:
+        """Train to the trial's target; whether it is there."""
+        _, step = self.search.rung(plan, trial.target)
+        if steps_saved(directory, plan) >= step:
+            return True  # by an agent that died before it could report
+        stop.pause_at = step
+        outcome = local.train(directory, self.search.workers, config.train.device, stop)
+        return outcome != TERMINATED
+
+    def _report(self, directory: Path, plan: Plan, trial: Trial) -> Report:
+        iteration, step = self.search.rung(plan, trial.target)
+        records = [record for record in read_metrics(directory) if record["step"] <= step]
+        evaluated = [r for r in records if r["step"] == step and self.search.metric in r]
+        if not evaluated:
+            raise RuntimeError(f"{directory}/metrics.jsonl has no {self.search.metric} of {step}")
+        hours = max((r["hours"] for r in records if "hours" in r), default=0.0)
+        return Report(
+            rung=trial.target,
+            iteration=iteration,
+            step=step,
+            value=evaluated[-1][self.search.metric],
+            hours=hours,
+            images=step * plan.global_batch,
+            time=time.time(),
+        )
+
+
+def side_by_side(task: SearchAgentTask, agents: int) -> str:
+    """Several agents on this machine, each a process with its share of the GPUs; what the last of
+    them ended with. One that is killed leaves its trial to the others."""
+    workers = task.search.workers
+    gpus = local.visible_gpus()
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_agent, args=(task, gpus[k * workers : (k + 1) * workers]))
+        for k in range(agents)
+    ]
+    for process in processes:
+        process.start()
+    stop, told = StopSignal(), False
+    while any(process.is_alive() for process in processes):
+        try:
+            time.sleep(0.2)
+        except KeyboardInterrupt:
+            stop.requested = TERMINATED
+        if stop.requested and not told:
+            told = True
+            for process in processes:
+                process.terminate()
+    return stop.requested or COMPLETED
+
+
+def _agent(task: SearchAgentTask, gpus: list[int]) -> None:
+    os.setpgid(0, 0)  # Ctrl-C is for the command, which tells the agents
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    task()
+
+
+def own_name() -> str:
+    """The same for all starts of a SLURM job, and for nobody else."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
+    if job:
+        return f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID', 0)}"
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def steps_saved(directory: Path, plan: Plan) -> float:
+    """How far its last checkpoint is; the last step counts once summary.json is there."""
+    if (directory / "summary.json").exists():
+        return math.inf
+    latest = directory / "checkpoints/LATEST"
+    if not latest.exists():
+        return 0
+    step = int(latest.read_text().strip().removeprefix("step_").removesuffix(".pt"))
+    return min(step, plan.last_step - 1)
+
+
+def _next(study: Study, stop: StopSignal) -> Trial | None:
+    """A trial. Without one, wait only until it is known that those who have one are alive: what
+    their results make possible they do themselves."""
+    began = time.monotonic()
+    while not stop.requested:
+        trial = study.next_trial()
+        if trial or not study.may_be_dead(time.monotonic() - began):
+            return trial
+        time.sleep(1)
+    return None
+
+
+def _is_free(directory: Path) -> bool:
+    with open(directory / "lock", "a") as file:
+        return lock.acquire(file, ORPHANS_SECONDS)
