@@ -188,4 +188,5 @@ def test_the_sweeps_that_come_along_are_sound(monkeypatch):
         "depth": 15,
         "width": 9,
         "batch": 36,
+        "fine_tune": 6,
     }
