@@ -78,6 +78,11 @@ def mistakes(shapes_dir):
             ["moon.yaml", "local, debug, slurm"],
         ),
         "nodes without a cluster": ((*train, "--nodes", 2), ["--nodes 2", "--cluster slurm"]),
+        "no weights to start from": (
+            (*train, "--train.init_from", "nowhere"),
+            ["train.init_from = 'nowhere'", "no run directory with a checkpoint"],
+        ),
+        "export nothing": (("export", "nowhere"), ["nowhere", "run directory"]),
         "evaluate nothing": (("evaluate", "nowhere"), ["nowhere", "config.yaml"]),
         "compare nothing": (("compare", "nowhere"), ["nowhere", "config.yaml"]),
         "betons are there": (

@@ -6,7 +6,7 @@ from torch import nn
 
 from dist_resnet import models
 from dist_resnet.config import CifarModel, ImagenetModel, Optim
-from dist_resnet.models import cifar
+from dist_resnet.models import cifar, description
 from dist_resnet.training import optim
 
 
@@ -30,6 +30,23 @@ def test_parameter_counts_are_the_papers(depth, parameters):
     assert count(model) == parameters
     weighted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(weighted) == depth
+
+
+@pytest.mark.parametrize("depth", [20, 56, 110, 1202])
+def test_multiply_adds_are_those_worked_out_by_hand(depth):
+    """Of every convolution and the last layer, with no parameter or activation in memory."""
+    n = (depth - 2) // 6
+    expected, inputs = 3 * 9 * 16 * 32**2, 16
+    for channels, pixels in ((16, 32**2), (32, 16**2), (64, 8**2)):
+        expected += 9 * channels * pixels * (inputs + (2 * n - 1) * channels)
+        inputs = channels
+    layers = description.describe(CifarModel(name=f"resnet{depth}"), 10, (32, 32), blocks=True)
+    assert sum(layer.multiply_adds for layer in layers) == expected + 64 * 10
+    assert sum(layer.parameters for layer in layers) == count(getattr(cifar, f"resnet{depth}")())
+    # of each convolution's output: what BN takes, and what the next convolution takes
+    kept = 4 * (3 * 32**2 + 2 * 16 * 32**2 * (2 * n + 1) + 2 * 2 * n * (32 * 16**2 + 64 * 8**2))
+    assert sum(layer.activations for layer in layers) == kept + 4 * 64
+    assert len(description.folded(layers)) == 8 and layers[-1].output == (10,)
 
 
 @pytest.mark.parametrize(
