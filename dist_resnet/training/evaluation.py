@@ -21,7 +21,7 @@ def evaluate(
     normalise: Normalise,
     world: World,
     parts: int = 1,
-    mirrored: bool = False,
+    tta: str = "none",
 ) -> Means:
     """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
 
@@ -35,25 +35,38 @@ def evaluate(
     for part in range(parts):
         ids = np.arange(world.rank * parts + part, data.num_samples, parts * world.size)
         for images, labels in data.batches(ids):
-            logits = predict(model, images, normalise, mirrored)
+            logits = predict(model, images, normalise, tta)
             sums.add(logits, labels, F.cross_entropy(logits, labels), part)
     means = sums.reduce(world)
     model.train()
     return means
 
 
-def predict(
-    model: nn.Module, images: torch.Tensor, normalise: Normalise, mirrored: bool
-) -> torch.Tensor:
-    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W); `mirrored`: the mean over the
-    images and their mirror images."""
-    inputs = normalise(images)
+def predict(model: nn.Module, images: torch.Tensor, normalise: Normalise, tta: str) -> torch.Tensor:
+    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W): the weighted mean over their
+    `views`."""
     half = normalise.dtype != torch.float32
     with torch.autocast(images.device.type, normalise.dtype, enabled=half):
-        logits = model.forward(
-            inputs
-        ).float()  # past torch.compile, which would compile for every size of batch
-        return (logits + model.forward(inputs.flip(3)).float()) / 2 if mirrored else logits
+        # past torch.compile, which would compile for every size of batch
+        answers = (
+            weight * model.forward(view).float() for weight, view in views(normalise(images), tta)
+        )
+        return torch.stack(list(answers)).sum(0)
+
+
+def views(images: torch.Tensor, tta: str) -> list[tuple[float, torch.Tensor]]:
+    """What is looked at for one answer, and with which weight: images (N, 3, H, W); with 'mirror'
+    their mirror images too; with 'mirror_translate' besides, with half of all weight, both moved by
+    a pixel up and left, and down and right (Jordan 2024, airbench, section 3.5)."""
+    seen = [images]
+    if tta == "mirror_translate":
+        height, width = images.shape[2:]
+        padded = F.pad(images, (1, 1, 1, 1), "reflect")
+        seen += [padded[:, :, y : y + height, y : y + width] for y in (0, 2)]
+    weights = [1.0] if len(seen) == 1 else [0.5, 0.25, 0.25]
+    if tta == "none":
+        return list(zip(weights, seen))
+    return [(w / 2, side) for w, view in zip(weights, seen) for side in (view, view.flip(3))]
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ def top_losses(
     data: DataLoader,
     normalise: Normalise,
     world: World,
-    mirrored: bool,
+    tta: str,
     count: int,
 ) -> list[WorstImage]:
     """The images whose label has the least probability, the worst first, over all ranks: those of
@@ -87,7 +100,7 @@ def top_losses(
     ids = np.arange(data.num_samples)[world.rank :: world.size]
     seen = 0
     for images, labels in data.batches(ids):
-        probabilities = predict(model, images, normalise, mirrored).softmax(1)
+        probabilities = predict(model, images, normalise, tta).softmax(1)
         right = probabilities.gather(1, labels[:, None])[:, 0]
         for i in right.argsort()[:count].tolist():
             image = images[i].permute(1, 2, 0).cpu().numpy().copy()
