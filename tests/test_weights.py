@@ -35,7 +35,7 @@ def config(tmp_path_factory, shapes_dir):
 def trained(tmp_path_factory, config, workers):
     """A run of 30 steps in float32, evaluated with mirror images."""
     out = tmp_path_factory.mktemp("trained")
-    return workers.train(config, out / "run", *FP32, "--train.eval_mirrored", "true")
+    return workers.train(config, out / "run", *FP32, "--train.eval_tta", "mirror")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_onnx_takes_uint8_in_any_number_and_agrees_with_torch(trained, tree, cap
 
 
 def test_predict_counts_what_the_evaluation_counts(trained, tree, workers, capsys):
-    code, said = command(capsys, "predict", trained, tree, "--json")
+    _, said = command(capsys, "predict", trained, tree, "--json")
     found = json.loads(said)
     split, means, confusion = workers.call(worker.evaluate, str(trained), "LATEST", None, True)[0]
     assert found["images"] == TEST == means.samples and split == "test"
@@ -201,7 +201,7 @@ def test_a_training_starts_from_a_run_or_its_export_at_any_world_size_and_resume
 def test_what_is_started_from_is_what_was_trained(trained, config, workers, tmp_path):
     """A step that changes nothing leaves its last evaluation as it was, also with lookahead."""
     nothing = ("--optim.lr", 1e-12, "--model.bn_momentum", 1e-12, "--train.max_steps", 1)
-    nothing += ("--optim.lookahead", 1, "--train.eval_mirrored", "true")
+    nothing += ("--optim.lookahead", 1, "--train.eval_tta", "mirror")
     run = workers.train(config, tmp_path / "run", *FP32, *nothing, "--train.init_from", trained)
     before, after = last_evaluation(trained), last_evaluation(run)
     assert after["test/loss"] == pytest.approx(before["test/loss"], rel=1e-6)
