@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+CONFIG = "doctor.yaml"  # of the training that is to run, beside them
 GOOD, SKIPPED, WARNING, BAD = "good", "skipped", "warning", "bad"
 LEVELS = (SKIPPED, GOOD, WARNING, BAD)  # the worst last
 

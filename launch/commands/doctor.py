@@ -6,9 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -17,12 +15,9 @@ from rich.text import Text
 
 from dist_resnet.config import config_file
 from dist_resnet.diagnosis import findings
-from dist_resnet.diagnosis.findings import BAD, SKIPPED, WARNING, Finding, Report
-from dist_resnet.runtime.signals import COMPLETED
+from dist_resnet.diagnosis.findings import BAD, SKIPPED, WARNING, Finding
 from launch.executors.resources import Resources, add_resources
-from launch.executors.task import WorkerTask, end_with
 
-CONFIG = "doctor.yaml"  # in the directory
 SAME = ("versions",)  # what all ranks must agree in
 MINUTES = 15
 STYLES = {"good": "green", "warning": "yellow", "bad": "bold red", "skipped": "dim"}
@@ -47,29 +42,6 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class DoctorTask(WorkerTask):
-    """Examines, in every worker of a job. Nothing is to be started again."""
-
-    max_faults: int = 0
-
-    def __call__(self) -> str:
-        from submitit import JobEnvironment
-
-        from dist_resnet.diagnosis import doctor
-
-        if self.launcher:
-            threading.Thread(target=end_with, args=(self.launcher,), daemon=True).start()
-        job, directory = JobEnvironment(), Path(self.run_dir)
-        config = config_file.load(directory / CONFIG)
-        node = os.environ.get("SLURMD_NODENAME", job.hostname)
-        report = Report(directory, job.global_rank, node)
-        doctor.alone(config, directory, report, job.local_rank, job.num_tasks // job.num_nodes)
-        self.join(job)
-        doctor.together(config, directory, report)
-        return COMPLETED
-
-
 def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = config_file.load(options.config, overrides)
     resources, directory = Resources.of(options, config.train.device), options.run_dir.resolve()
@@ -77,7 +49,7 @@ def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         for old in (*directory.glob("rank_*.jsonl"), directory / "link.json"):
             old.unlink(missing_ok=True)
-        config.save(directory / CONFIG)
+        config.save(directory / findings.CONFIG)
     except OSError as error:
         raise ValueError(
             f"cannot write to {directory} ({error}): give a --run-dir that you may write"
@@ -94,7 +66,8 @@ def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _run(directory: Path, resources: Resources, device: str) -> None:
-    from launch.executors import follow, local, slurm
+    from launch.executors import follow, local, slurm  # submitit
+    from launch.executors.doctor_task import DoctorTask
 
     if not resources.on_slurm:
         task = DoctorTask(str(directory), launcher=os.getpid())
