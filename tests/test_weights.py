@@ -103,7 +103,7 @@ def test_onnx_takes_uint8_in_any_number_and_agrees_with_torch(trained, tree, cap
 
 
 def test_predict_counts_what_the_evaluation_counts(trained, tree, workers, capsys):
-    code, said = command(capsys, "predict", trained, tree, "--json")
+    _, said = command(capsys, "predict", trained, tree, "--json")
     found = json.loads(said)
     split, means, confusion = workers.call(worker.evaluate, str(trained), "LATEST", None, True)[0]
     assert found["images"] == TEST == means.samples and split == "test"
