@@ -24,8 +24,7 @@ def export(options: argparse.Namespace) -> int:
     kind = options.format
     weights = files.read(options.source, options.checkpoint)
     card, suffix = weights.known(), files.SUFFIXES[kind]
-    beside = options.source / "model" if options.source.is_dir() else options.source
-    out = options.out or beside.with_suffix(suffix)
+    out = options.out or _beside(options.source).with_suffix(suffix)
     if out.suffix != suffix:
         raise ValueError(f"--out {out}: a {kind} file's name ends in {suffix}")
     if out.exists() and out.samefile(weights.path):
@@ -43,3 +42,10 @@ def export(options: argparse.Namespace) -> int:
         f"{height}x{width}, from {weights.path} ({out.stat().st_size / 2**20:.1f} MiB){note}"
     )
     return 0
+
+
+def _beside(source: Path) -> Path:
+    """RUN/model for a run and its checkpoints, which are pruned in their own folder."""
+    if source.is_dir():
+        return source / "model"
+    return source.parent.parent / "model" if source.parent.name == "checkpoints" else source
