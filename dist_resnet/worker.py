@@ -32,8 +32,9 @@ from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import data_parallel, evaluation, loop, optim, state, summary
 from dist_resnet.training.loop import Training
 from dist_resnet.training.metrics import Means
-from dist_resnet.training.optim import Lookahead
+from dist_resnet.training.optim import Ema, Lookahead
 from dist_resnet.training.progress import Progress
+from dist_resnet.training.regularisation import Mixing
 from dist_resnet.training.stop_vote import StopVote
 from dist_resnet.weights import checkpoint, files, transfer
 
@@ -142,6 +143,8 @@ def build(
         optimizer=optim.build(config.optim, model),
         scaler=optim.scaler(train.precision, world.device),
         lookahead=Lookahead(network, config.optim.lookahead, plan.last_step),
+        ema=Ema(network, config.optim.ema),
+        mixing=Mixing(config.data, train.seed, len(betons.classes), world.device),
         normalise=normalise,
         train_data=train_data,
         eval_data=eval_data,
@@ -256,9 +259,9 @@ def final_evaluation(run: Training, data_dir: Path, betons: Manifest) -> dict[st
     if split is None:
         return {}
     data = loader.eval_loader(run.config, data_dir, betons, split, run.world)
-    mirrored = run.config.train.eval_mirrored
+    tta = run.config.train.eval_tta
     means = evaluation.evaluate(
-        run.model.module, data, run.normalise, run.world, run.plan.parts, mirrored
+        run.model.module, data, run.normalise, run.world, run.plan.parts, tta
     )
     run.tracker.say(f"final, {split}: loss {means.loss:.4f}, top-1 {means.top1:.2%}")
     return {f"{split}_loss": means.loss, f"{split}_top1": means.top1, f"{split}_top5": means.top5}
@@ -267,11 +270,12 @@ def final_evaluation(run: Training, data_dir: Path, betons: Manifest) -> dict[st
 def finish(run: Training, run_dir: Path, data_dir: Path, betons: Manifest) -> None:
     """summary.json, curves.png, top_losses.png, and the last words to W&B; on rank 0."""
     run.progress.clock.start("evaluation")
-    final = final_evaluation(run, data_dir, betons)
-    mirrored, count = run.config.train.eval_mirrored, run.config.tracking.top_losses
-    worst = evaluation.top_losses(
-        run.model.module, run.eval_data, run.normalise, run.world, mirrored, count
-    )
+    tta, count = run.config.train.eval_tta, run.config.tracking.top_losses
+    with run.ema.in_place():
+        final = final_evaluation(run, data_dir, betons)
+        worst = evaluation.top_losses(
+            run.model.module, run.eval_data, run.normalise, run.world, tta, count
+        )
     if run.world.rank != 0:
         return
     from dist_resnet.reports import figures  # matplotlib takes half a second to import
@@ -313,11 +317,11 @@ def evaluate(
         data = loader.eval_loader(config, data_dir, betons, split, world)
         prepare_torch(config, world)
         parts = schedule.plan(config, world.size, betons.splits["train"].samples).parts
-        mirrored = train.eval_mirrored
-        means = evaluation.evaluate(model, data, normalise, world, parts, mirrored)
+        tta = train.eval_tta
+        means = evaluation.evaluate(model, data, normalise, world, parts, tta)
         if not per_class:
             return split, means, None
-        found = evaluation.answers(model, data, normalise, world, mirrored)
+        found = evaluation.answers(model, data, normalise, world, tta)
         return split, means, Confusion.of(betons.classes, *found)
 
 

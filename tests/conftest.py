@@ -179,7 +179,7 @@ def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     directory = run_dir / "checkpoints"
     state = torch.load(directory / (directory / "LATEST").read_text().strip(), weights_only=True)
     momenta = {
-        f"momentum/{i}/{name}": value
+        f"momentum/{i}/{name}": torch.as_tensor(value)
         for i, values in state["optimizer"]["state"].items()
         for name, value in values.items()
     }

@@ -32,7 +32,7 @@ batch: {global: 48, per_worker: null}
 optim: {lr: 0.1, momentum: 0.85, nesterov: true, bias_lr: 16, lookahead: 5}
 schedule: {reference_batch: 48, steps: 18, decay: linear, milestones: [], warmup: linear,
            warmup_length: 5 steps}
-train: {all_reduce: flat, label_smoothing: 0.2, eval_mirrored: true, log_every: 3 steps,
+train: {all_reduce: flat, label_smoothing: 0.2, eval_tta: mirror, log_every: 3 steps,
         evaluate_every: 9 steps, checkpoint_every: 7 steps}
 tracking: {wandb: disabled, top_losses: 0}
 """
@@ -110,10 +110,11 @@ def test_mirrored_answers_do_not_depend_on_the_side():
     )
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     once, mirrored = (
-        evaluation.predict(model, x, normalise, False) for x in (images, images.flip(3))
+        evaluation.predict(model, x, normalise, "none") for x in (images, images.flip(3))
     )
     assert not torch.allclose(once, mirrored)
-    assert torch.allclose(evaluation.predict(model, images, normalise, True), (once + mirrored) / 2)
+    both = evaluation.predict(model, images, normalise, "mirror")
+    assert torch.allclose(both, (once + mirrored) / 2)
 
 
 @pytest.mark.slow

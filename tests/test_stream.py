@@ -15,7 +15,7 @@ from dist_resnet.data.sampling import Augment
 from dist_resnet.data.streaming_loader import StreamingLoader
 
 CPU = torch.device("cpu")
-HOW = Augment(seed=3, pad=4, flip="random", fill=(10, 20, 30))
+HOW = Augment(seed=3, pad=4, flip="random", fill=(10, 20, 30), cutout=8)
 
 
 def test_known_hashes():
@@ -99,6 +99,27 @@ def test_alternating_flip_turns_round_every_epoch():
     assert not draws(5, 0, n=500, flip="none")[2].any()
 
 
+def test_cutout_covers_the_square_around_a_uniform_pixel():
+    """Against a loop over pixels: where the middle is, all of the square that the image holds is
+    covered, and nothing else."""
+    white = torch.full((400, 9, 12, 3), 255, dtype=torch.uint8)
+    out = sampling.augment(white, torch.arange(400), 0, Augment(0, 0, "none", (0, 0, 0), cutout=4))
+    covered = (out == 0).all(-1)
+    middles = set()
+    for hole in covered:
+        rows, columns = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
+        assert hole.sum() == len(rows) * len(columns) >= 4  # a rectangle, a quarter at least
+        y, x = (
+            last - 1 if first == 0 else first + 2
+            for first, last in ((v[0].item(), v[-1].item()) for v in (rows, columns))
+        )
+        middles.add((y, x))
+        expected = torch.zeros(9, 12, dtype=torch.bool)
+        expected[max(0, y - 2) : y + 2, max(0, x - 2) : x + 2] = True
+        assert torch.equal(hole, expected)
+    assert len(middles) > 100 and all(0 <= y < 9 and 0 <= x < 12 for y, x in middles)
+
+
 @pytest.fixture(scope="module")
 def loaders(shapes_dir):
     """(raw loader, then cropping and flipping ones: streaming with 1 and 2 threads and page by
@@ -145,6 +166,8 @@ ODD = pytest.mark.parametrize(
         Augment(1, 9, "none", (1, 2, 3)),
         Augment(1, 30, "random", (1, 2, 3)),
         Augment(1, 2, "alternating", (1, 2, 250)),
+        Augment(1, 2, "random", (1, 2, 250), cutout=5),
+        Augment(1, 0, "none", (1, 2, 250), cutout=30),
     ],
 )
 
@@ -203,6 +226,7 @@ def test_the_kernel_for_gpus_compiles(capability):
             "crop_key",
             "flip_key",
             "turned",
+            "hole_key",
             "red",
             "green",
             "blue",
@@ -210,7 +234,7 @@ def test_the_kernel_for_gpus_compiles(capability):
             "width",
         )
     }
-    constants = {"pad": 4, "flips": True, "block": 1024}
+    constants = {"pad": 4, "flips": True, "cutout": 5, "block": 1024}
     source = ASTSource(
         kernel_module().kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants
     )

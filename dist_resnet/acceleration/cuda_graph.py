@@ -4,6 +4,7 @@ trace in the training."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -78,22 +79,25 @@ def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
 def _restored(run: Training) -> Iterator[None]:
     """Weights, statistics, momenta, the scaler and the sums are afterwards what they were, in the
     very same memory."""
-    kept = [*run.model.module.state_dict().values(), run.sums.totals]
-    before = [t.clone() for t in kept]
-    momenta = {p: {k: v.clone() for k, v in s.items()} for p, s in run.optimizer.state.items()}
+    before = {place: tensor.clone() for place, tensor in _changed_by_a_step(run)}
     scaler = run.scaler.state_dict()
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, value in zip(kept, before):
-                tensor.copy_(value)
-            for parameter, state in run.optimizer.state.items():
-                for (
-                    key,
-                    tensor,
-                ) in state.items():  # what the optimizer has made only now starts at zero
-                    tensor.copy_(
-                        momenta[parameter][key]
-                    ) if parameter in momenta else tensor.zero_()
+            for place, tensor in _changed_by_a_step(run):
+                if place in before:
+                    tensor.copy_(before[place])
+                else:  # made by the optimizer only now: it starts at zero
+                    tensor.zero_()
         run.scaler.load_state_dict(scaler)
+
+
+def _changed_by_a_step(run: Training) -> Iterator[tuple[Any, torch.Tensor]]:
+    """(where it is, tensor)."""
+    yield "sums", run.sums.totals
+    owners = [*enumerate(run.optimizer.param_groups), *run.optimizer.state.items()]
+    for where, values in (("model", run.model.module.state_dict()), *owners):
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                yield (where, key), value

@@ -2,9 +2,10 @@
 
 from dist_resnet.config.data import Batch, Data
 from dist_resnet.config.model import FAMILIES, CifarModel, ImagenetModel, Model, SpeedrunModel
+from dist_resnet.config.recipe import Optim, Scaling, Schedule
 from dist_resnet.config.root import Config, differences
 from dist_resnet.config.section import key_of, parse_length, require, setting
-from dist_resnet.config.training import Optim, Scaling, Schedule, Tracking, Train
+from dist_resnet.config.training import Tracking, Train
 
 __all__ = [
     "FAMILIES",

@@ -34,6 +34,18 @@ class Data(Section):
         "horizontal flip; alternating: random in epoch 0, then the other way round every epoch "
         "(airbench)",
     )
+    cutout: int = setting(
+        0,
+        "cover a square of this many pixels a side with the mean colour (DeVries and Taylor 2017); "
+        "0: none",
+    )
+    mix: Literal["none", "mixup", "cutmix"] = setting(
+        "none",
+        "each image with another of its worker's share of the batch: weighted (Zhang et al. 2018), "
+        "or a rectangle of it pasted in (Yun et al. 2019); labels likewise",
+    )
+    mix_alpha: float = setting(1.0, "weights of images are drawn from Beta(alpha, alpha)")
+    mix_share: float = setting(1.0, "part of the steps that mix")
     resolution: Optional[int] = setting(
         None,
         "random resized crops of this many pixels a side; null: images as they are, of one size",
@@ -69,6 +81,9 @@ class Data(Section):
 
     def check(self) -> None:
         self.require(self.pad >= 0, "pad", "must be 0 or more pixels")
+        self.require(self.cutout >= 0, "cutout", "must be 0 or more pixels")
+        self.require(self.mix_alpha > 0, "mix_alpha", "must be positive")
+        self.require(0 < self.mix_share <= 1, "mix_share", "must be in (0, 1]")
         self.require(
             self.loader_threads is None or self.loader_threads >= 1,
             "loader_threads",

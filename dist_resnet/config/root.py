@@ -18,8 +18,9 @@ import yaml
 
 from dist_resnet.config.data import Batch, Data
 from dist_resnet.config.model import CifarModel, Model
+from dist_resnet.config.recipe import Optim, Scaling, Schedule
 from dist_resnet.config.section import Section, key_of, require
-from dist_resnet.config.training import Optim, Scaling, Schedule, Tracking, Train
+from dist_resnet.config.training import Tracking, Train
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Config:
             "needs optim.name sgd and images of one size throughout (no data.min_resolution)",
         )
 
+        require(
+            self.train.precision != "fp16" or self.optim.name in ("sgd", "adam"),
+            "optim.name",
+            self.optim.name,
+            "would wait for the gradient scaler in every step; use --train.precision bf16",
+        )
         require(
             self.train.final_split != self.data.evaluate_on,
             "train.final_split",

@@ -1,110 +1,9 @@
-"""Settings of the recipe: optimizer, schedule, how they scale with the batch; of the training
-itself; of its tracking."""
+"""Settings of the training itself, and of its tracking."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Optional
 
 from dist_resnet.config.section import Section, parse_length, setting
-
-
-@dataclass(frozen=True)
-class Optim(Section):
-    section: ClassVar[str] = "optim"
-    name: Literal["sgd", "adam"] = setting("sgd", "optimizer")
-    lr: float = setting(0.1, "peak learning rate at schedule.reference_batch")
-    momentum: float = setting(0.9, "SGD's momentum; Adam's beta1")
-    nesterov: bool = setting(False, "Nesterov momentum (SGD)")
-    adam_beta2: float = setting(0.999, "Adam's beta2")
-    weight_decay: float = setting(1e-4, "L2 penalty, added to the gradient")
-    decay_norm_and_bias: bool = setting(
-        True, "apply weight decay to BN and biases too, as the paper does"
-    )
-    bias_lr: float = setting(
-        1.0,
-        "learning rate of biases, as a multiple of the weights'; divides their weight decay",
-    )
-    lookahead: int = setting(
-        0,
-        "every so many steps, set the weights to their moving average (Zhang et al. 2019); 0: "
-        "never",
-    )
-
-    def check(self) -> None:
-        self.require(self.lr > 0, "lr", "must be positive")
-        self.require(0 <= self.momentum < 1, "momentum", "must be in [0, 1)")
-        self.require(0 <= self.adam_beta2 < 1, "adam_beta2", "must be in [0, 1)")
-        self.require(self.weight_decay >= 0, "weight_decay", "must be 0 or more")
-        self.require(self.bias_lr > 0, "bias_lr", "must be positive")
-        self.require(self.lookahead >= 0, "lookahead", "must be 0 or more steps")
-        self.require(
-            not (self.nesterov and (self.name != "sgd" or self.momentum == 0)),
-            "nesterov",
-            "needs optim.name sgd and a momentum above 0",
-        )
-
-
-@dataclass(frozen=True)
-class Schedule(Section):
-    section: ClassVar[str] = "schedule"
-    reference_batch: int = setting(128, "global batch at which this recipe is written")
-    steps: int = setting(64000, "last step of the recipe at the reference batch")
-    decay: Literal["milestones", "linear", "cosine"] = setting(
-        "milestones", "how the learning rate falls; linear and cosine end at 0"
-    )
-    milestones: tuple[int, ...] = setting(
-        (32000, 48000), "steps at which the learning rate is multiplied by gamma"
-    )
-    gamma: float = setting(0.1, "factor at every milestone")
-    warmup: Literal["none", "constant", "linear"] = setting(
-        "none",
-        "constant: warmup_lr throughout (the paper's, for ResNet-110); linear: from warmup_lr up "
-        "to lr",
-    )
-    warmup_length: str = setting("400 steps", "of the recipe: '400 steps' or '5 epochs'")
-    warmup_lr: float = setting(
-        0.01, "learning rate of the warmup, or from which it rises, at the reference batch"
-    )
-
-    def check(self) -> None:
-        self.require(self.reference_batch >= 1, "reference_batch", "must be at least 1")
-        self.require(self.steps >= 1, "steps", "must be at least 1")
-        self.require(0 < self.gamma <= 1, "gamma", "must be in (0, 1]")
-        self.require(self.warmup_lr > 0, "warmup_lr", "must be positive")
-        parse_length("schedule.warmup_length", self.warmup_length)
-        milestones = list(self.milestones)
-        if self.decay != "milestones":
-            self.require(
-                not milestones,
-                "milestones",
-                f"decay {self.decay} has none; set --schedule.milestones [] or --schedule.decay "
-                "milestones",
-            )
-        self.require(
-            milestones == sorted(set(milestones)) and all(m > 0 for m in milestones),
-            "milestones",
-            "must be positive and rise",
-        )
-        self.require(
-            all(m < self.steps for m in milestones),
-            "milestones",
-            f"every milestone must come before the last step, schedule.steps = {self.steps}; "
-            "lower the milestone or raise schedule.steps",
-        )
-
-
-@dataclass(frozen=True)
-class Scaling(Section):
-    section: ClassVar[str] = "scaling"
-    lr: Literal["linear", "sqrt", "none"] = setting(
-        "linear",
-        "learning rate at k times the reference batch: times k (Goyal et al.), times sqrt(k), "
-        "unchanged",
-    )
-    milestones: Literal["steps", "samples"] = setting(
-        "steps",
-        "at any batch keep milestones and last step at the same step (Hoffer et al.) or number of "
-        "images (Goyal et al.)",
-    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +84,11 @@ class Train(Section):
         2, "so many of the last checkpoints stay in RUN_DIR, besides the best"
     )
     eval_batch: int = setting(500, "samples per worker and step of an evaluation")
-    eval_mirrored: bool = setting(False, "answer with the mean over an image and its mirror image")
+    eval_tta: Literal["none", "mirror", "mirror_translate"] = setting(
+        "none",
+        "test-time augmentation: the mean answer to an image and its mirror image; "
+        "mirror_translate: and, with the weight of these, to both moved by one pixel (airbench)",
+    )
     timeout_s: float = setting(
         600.0, "end the run when a collective has waited so many seconds for a lost worker"
     )

@@ -1,5 +1,5 @@
-"""Crop and flip in compiled code, with the draws of sampling.py: no generator, one copy of every
-pixel.
+"""Crop, flip and cutout in compiled code, with the draws of sampling.py: no generator, one copy of
+every pixel.
 
 The same code reads images from memory, from a mapped beton, and from FFCV's buffers. numba keeps it
 compiled on disk."""
@@ -29,9 +29,20 @@ def _paint(out, first, last, colour):
 
 
 @numba.njit(cache=True)
-def _crop_flip(content, start, out, sample, keys, pad, flips, fill):
-    """out[y, x] = image[y + dy, (x or its mirror) + dx], or the fill colour where that lies
-    outside; the image is at content[start:].
+def _cut_out(out, draw, side, colour):
+    """Fills the part that is inside the image of a square whose middle is drawn."""
+    height, width, _ = out.shape
+    top = np.int64(((draw >> _DY) & _FIELD) % np.uint64(height)) - side // 2
+    left = np.int64(((draw >> _DX) & _FIELD) % np.uint64(width)) - side // 2
+    first, last = max(0, left), min(width, left + side)
+    for y in range(max(0, top), min(height, top + side)):
+        _paint(out.reshape(out.size), y * width + first, y * width + last, colour)
+
+
+@numba.njit(cache=True)
+def _crop_flip(content, start, out, sample, keys, pad, flips, fill, cutout):
+    """out[y, x] = image[y + dy, (x or its mirror) + dx], or the fill colour where that lies outside
+    or in the hole; the image is at content[start:].
 
     Indices are unsigned: numba asks of a signed one whether it is negative, and its loops then take
     four times as long."""
@@ -62,12 +73,14 @@ def _crop_flip(content, start, out, sample, keys, pad, flips, fill):
         else:
             for k in range(np.uint64(3 * seen)):
                 target[to + k] = content[source + k]
+    if cutout:
+        _cut_out(out, _mix(hashed ^ keys[3]), cutout, fill)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _crop_flip_all(content, starts, out, samples, keys, pad, flips, fill):
+def _crop_flip_all(content, starts, out, samples, keys, pad, flips, fill, cutout):
     for i in numba.prange(len(out)):
-        _crop_flip(content, starts[i], out[i], samples[i], keys, pad, flips, fill)
+        _crop_flip(content, starts[i], out[i], samples[i], keys, pad, flips, fill, cutout)
 
 
 def crop_flip(
@@ -78,8 +91,8 @@ def crop_flip(
     how: Augment,
     epoch: int,
 ) -> None:
-    """out[i] = the image of sample samples[i], which lies at content[starts[i]:], cropped and
-    flipped.
+    """out[i] = the image of sample samples[i], which lies at content[starts[i]:], cropped, flipped
+    and with a hole in it.
 
     content: uint8 (bytes,); starts, samples: int64 (N,); out: uint8 (N, H, W, 3). As many threads
     as numba is set to."""
@@ -92,6 +105,7 @@ def crop_flip(
         how.pad,
         how.flip != "none",
         np.array(how.fill, np.uint8),
+        how.cutout,
     )
 
 

@@ -40,9 +40,9 @@ def train_loader(
     """The training images, with their crops and flips drawn."""
     data = config.data
     augment = resize = None
-    if data.pad or data.flip != "none":
+    if data.pad or data.flip != "none" or data.cutout:
         red, green, blue = (round(255 * value) for value in betons.mean)
-        augment = Augment(config.train.seed, data.pad, data.flip, (red, green, blue))
+        augment = Augment(config.train.seed, data.pad, data.flip, (red, green, blue), data.cutout)
     if data.resolution is not None:
         resize = Resize(plan.resolution_at, config.train.seed, data.crop_area)
     return _loader(config, data_dir, betons, "train", plan.local_batch, world, augment, resize)

@@ -1,4 +1,4 @@
-"""The sample stream: which sample, which crop, which flip, as a pure function of (seed, epoch,
+"""The sample stream: which sample, which crop, flip and hole, as a pure function of (seed, epoch,
 sample id).
 
 There is no generator whose state would have to be kept: every draw is a hash of a counter. Global
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-ORDER, CROP, FLIP, RESIZED_CROP, PAGES = 1, 2, 3, 4, 5  # what a draw is for
+ORDER, CROP, FLIP, RESIZED_CROP, PAGES, HOLE, MIX, DEPTH = range(1, 9)  # what a draw is for
 FLIP_BIT, DY_SHIFT, DX_SHIFT, FIELD = 0, 8, 32, 0xFFFFFF  # where a sample's hash holds them
 
 
@@ -33,6 +33,12 @@ def key(seed: int, epoch: int, purpose: int) -> int:
     return int(value[0])
 
 
+def uniform(seed: int, step: int, purpose: int, count: int) -> np.ndarray:
+    """Draws of a step, the same on every worker: float64 (count,), uniform in [0, 1)."""
+    draws = mix(np.uint64(key(seed, step, purpose)) ^ mix(np.arange(count, dtype=np.uint64)))
+    return (draws >> np.uint64(11)) * 2.0**-53
+
+
 def flip_key(seed: int, epoch: int, flip: str) -> tuple[int, int]:
     """(key of the flip's draw, bit to add to it) for flip 'none', 'random' or 'alternating'.
 
@@ -46,19 +52,20 @@ def flip_key(seed: int, epoch: int, flip: str) -> tuple[int, int]:
 @dataclass(frozen=True)
 class Augment:
     """Pad by `pad` pixels of the colour `fill` (red, green, blue in 0..255), crop back at random,
-    flip some."""
+    flip some, and fill a square of `cutout` pixels a side, whose middle is any pixel (DeVries and
+    Taylor 2017, section 3.2)."""
 
     seed: int
     pad: int
     flip: str  # none, random or alternating
     fill: tuple[int, int, int]
+    cutout: int = 0
 
     def keys(self, epoch: int) -> np.ndarray:
         """What a sample's draws of this epoch are hashed with: uint64 (crop, flip, bit to add to
-        the flip)."""
-        return np.array(
-            [key(self.seed, epoch, CROP), *flip_key(self.seed, epoch, self.flip)], np.uint64
-        )
+        the flip, hole)."""
+        crop, hole = (key(self.seed, epoch, purpose) for purpose in (CROP, HOLE))
+        return np.array([crop, *flip_key(self.seed, epoch, self.flip), hole], np.uint64)
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
@@ -120,13 +127,13 @@ def mix_torch(x: torch.Tensor) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -> torch.Tensor:
-    """Crop and flip samples in torch's own operations, on any device: what data/augment.py and
+    """Crop, flip and cutout in torch's own operations, on any device: what data/augment.py and
     data/triton_augment.py compile, written plainly.
 
     images: uint8 (samples, H, W, C), all of them; ids: int64 (N,), which to take. Returns uint8 (N,
     H, W, C)."""
     _, height, width, _ = images.shape
-    crop_key, flip_key_, turned = (signed(int(value)) for value in how.keys(epoch))
+    crop_key, flip_key_, turned, hole_key = (signed(int(value)) for value in how.keys(epoch))
     hashed = mix_torch(ids)
     crop = mix_torch(hashed ^ crop_key)
     flipped = ((mix_torch(hashed ^ flip_key_) & 1) ^ turned).bool() & (how.flip != "none")
@@ -138,6 +145,15 @@ def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
         :, None, :
     ]
+    if how.cutout:
+        hole = mix_torch(hashed ^ hole_key)
+        y, x = (
+            torch.arange(size, device=images.device)
+            - (((hole >> shift) & FIELD) % size - how.cutout // 2)[:, None]
+            for size, shift in ((height, DY_SHIFT), (width, DX_SHIFT))
+        )  # counted from the hole's first row, and column
+        covered = [(position >= 0) & (position < how.cutout) for position in (y, x)]
+        inside &= ~(covered[0][:, :, None] & covered[1][:, None, :])
     gathered = images[
         ids[:, None, None],
         rows.clamp(0, height - 1)[:, :, None],

@@ -1,4 +1,4 @@
-"""Crop and flip on a GPU: gathered, cropped and flipped by one kernel, with the draws of
+"""Crop, flip and cutout on a GPU: gathered, cropped and flipped by one kernel, with the draws of
 sampling.py.
 
 The same in torch's operations (sampling.augment) is 65 of them a batch.
@@ -25,7 +25,7 @@ def mix(x):
     return x ^ (x >> 31)
 
 
-@triton.jit(do_not_specialize=["crop_key", "flip_key", "turned"])
+@triton.jit(do_not_specialize=["crop_key", "flip_key", "turned", "hole_key"])
 def kernel(
     images,
     ids,
@@ -33,6 +33,7 @@ def kernel(
     crop_key,
     flip_key,
     turned,
+    hole_key,
     red,
     green,
     blue,
@@ -40,6 +41,7 @@ def kernel(
     width,
     pad: tl.constexpr,
     flips: tl.constexpr,
+    cutout: tl.constexpr,
     block: tl.constexpr,
 ):
     """Program (i, j) writes bytes j * block ... of image i; out[y, x] as in data/augment.py."""
@@ -50,16 +52,21 @@ def kernel(
     dx = ((crop >> _DX) & _FIELD).to(tl.int32) % (2 * pad + 1) - pad
     size = height * width * 3
     k = tl.program_id(1) * block + tl.arange(0, block)
-    colour, column, row = k % 3, k // 3 % width, k // (3 * width) + dy
+    colour, column, row = k % 3, k // 3 % width, k // (3 * width)
+    seen = k < size
+    if cutout:
+        hole = mix(hashed ^ hole_key.to(tl.uint64))
+        y = row - (((hole >> _DY) & _FIELD).to(tl.int32) % height - cutout // 2)
+        x = column - (((hole >> _DX) & _FIELD).to(tl.int32) % width - cutout // 2)
+        seen &= (y < 0) | (y >= cutout) | (x < 0) | (x >= cutout)
+    row += dy
     if flips:
         flipped = ((mix(hashed ^ flip_key.to(tl.uint64)) & 1).to(tl.int32) ^ turned) != 0
         column = tl.where(flipped, width - 1 - column, column)
     column += dx
-    seen = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    seen &= (row >= 0) & (row < height) & (column >= 0) & (column < width)
     pixels = tl.load(
-        images + sample * size + (row * width + column) * 3 + colour,
-        mask=seen & (k < size),
-        other=0,
+        images + sample * size + (row * width + column) * 3 + colour, mask=seen, other=0
     )
     fill = tl.where(colour == 0, red, tl.where(colour == 1, green, blue)).to(tl.uint8)
     tl.store(
@@ -72,7 +79,9 @@ def crop_flip(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment)
     ids, int64 (N,), on one GPU."""
     _, height, width, _ = images.shape
     out = torch.empty((len(ids), *images.shape[1:]), dtype=torch.uint8, device=images.device)
-    crop_key, flip_key, turned = (sampling.signed(int(value)) for value in how.keys(epoch))
+    crop_key, flip_key, turned, hole_key = (
+        sampling.signed(int(value)) for value in how.keys(epoch)
+    )
     kernel[(len(ids), triton.cdiv(height * width * 3, BLOCK))](
         images,
         ids,
@@ -80,11 +89,13 @@ def crop_flip(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment)
         crop_key,
         flip_key,
         turned,
+        hole_key,
         *how.fill,
         height,
         width,
         how.pad,
         how.flip != "none",
+        how.cutout,
         BLOCK,
     )
     return out

@@ -10,6 +10,7 @@ from torch import nn
 
 from dist_resnet.data.loader import DataLoader
 from dist_resnet.models.normalise import Normalise
+from dist_resnet.models.tta import answer
 from dist_resnet.runtime.distributed import World
 from dist_resnet.training.metrics import Means, Sums
 
@@ -21,7 +22,7 @@ def evaluate(
     normalise: Normalise,
     world: World,
     parts: int = 1,
-    mirrored: bool = False,
+    tta: str = "none",
 ) -> Means:
     """Mean loss and accuracies over the whole set, each sample counted once, for any world size.
 
@@ -35,30 +36,24 @@ def evaluate(
     for part in range(parts):
         ids = np.arange(world.rank * parts + part, data.num_samples, parts * world.size)
         for images, labels in data.batches(ids):
-            logits = predict(model, images, normalise, mirrored)
+            logits = predict(model, images, normalise, tta)
             sums.add(logits, labels, F.cross_entropy(logits, labels), part)
     means = sums.reduce(world)
     model.train()
     return means
 
 
-def predict(
-    model: nn.Module, images: torch.Tensor, normalise: Normalise, mirrored: bool
-) -> torch.Tensor:
-    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W); `mirrored`: the mean over the
-    images and their mirror images."""
-    inputs = normalise(images)
+def predict(model: nn.Module, images: torch.Tensor, normalise: Normalise, tta: str) -> torch.Tensor:
+    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
     half = normalise.dtype != torch.float32
     with torch.autocast(images.device.type, normalise.dtype, enabled=half):
-        logits = model.forward(
-            inputs
-        ).float()  # past torch.compile, which would compile for every size of batch
-        return (logits + model.forward(inputs.flip(3)).float()) / 2 if mirrored else logits
+        # past torch.compile, which would compile for every size of batch
+        return answer(model.forward, normalise(images), tta)
 
 
 @torch.inference_mode()
 def answers(
-    model: nn.Module, data: DataLoader, normalise: Normalise, world: World, mirrored: bool
+    model: nn.Module, data: DataLoader, normalise: Normalise, world: World, tta: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(labels, answers) of every sample, int64 (N,) each, over all ranks, each sample once.
 
@@ -66,7 +61,7 @@ def answers(
     model.eval()
     found = [np.zeros((2, 0), np.int64)]
     for images, labels in data.batches(np.arange(data.num_samples)[world.rank :: world.size]):
-        given = predict(model, images, normalise, mirrored).argmax(1)
+        given = predict(model, images, normalise, tta).argmax(1)
         found.append(torch.stack([labels, given]).cpu().numpy())
     labels, given = np.concatenate(world.gather(np.concatenate(found, 1)), 1)
     return labels, given
@@ -89,7 +84,7 @@ def top_losses(
     data: DataLoader,
     normalise: Normalise,
     world: World,
-    mirrored: bool,
+    tta: str,
     count: int,
 ) -> list[WorstImage]:
     """The images whose label has the least probability, the worst first, over all ranks: those of
@@ -103,7 +98,7 @@ def top_losses(
     ids = np.arange(data.num_samples)[world.rank :: world.size]
     seen = 0
     for images, labels in data.batches(ids):
-        probabilities = predict(model, images, normalise, mirrored).softmax(1)
+        probabilities = predict(model, images, normalise, tta).softmax(1)
         right = probabilities.gather(1, labels[:, None])[:, 0]
         for i in right.argsort()[:count].tolist():
             image = images[i].permute(1, 2, 0).cpu().numpy().copy()

@@ -23,8 +23,9 @@ from dist_resnet.training import optim
 from dist_resnet.training.data_parallel import BucketedDDP, FlatAllReduce
 from dist_resnet.training.evaluation import evaluate
 from dist_resnet.training.metrics import Sums
-from dist_resnet.training.optim import Lookahead
+from dist_resnet.training.optim import Ema, Lookahead
 from dist_resnet.training.progress import Progress
+from dist_resnet.training.regularisation import Mixing
 from dist_resnet.training.stop_vote import StopVote
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -45,6 +46,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     lookahead: Lookahead
+    ema: Ema
+    mixing: Mixing
     normalise: Normalise
     train_data: DataLoader
     eval_data: DataLoader
@@ -112,9 +115,12 @@ def epoch_order(run: Training, epoch: int) -> np.ndarray:
 
 
 def train_step(run: Training, batch: Batch, lr: float) -> None:
+    step = run.progress.step
     optim.set_lr(run.optimizer, lr)
+    run.mixing.draw(step)
     run.update(*batch)
-    run.lookahead.after(run.progress.step + 1)
+    run.lookahead.after(step + 1)
+    run.ema.after(step + 1)
 
 
 def update(run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -122,10 +128,11 @@ def update(run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:
     here waits for the device."""
     run.optimizer.zero_grad(set_to_none=True)
     own = zip(images.chunk(run.plan.parts), labels.chunk(run.plan.parts))
-    for part, (inputs, targets) in enumerate(own):
-        forward_and_backward(run, inputs, targets, part)
+    for part, share in enumerate(own):
+        forward_and_backward(run, *share, part)
         run.model.collect()
     run.model.average_gradients()
+    optim.clip(run.optimizer, run.scaler, run.config.optim.clip_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
 
@@ -134,9 +141,10 @@ def forward_and_backward(
     run: Training, images: torch.Tensor, labels: torch.Tensor, part: int
 ) -> None:
     train, dtype = run.config.train, run.normalise.dtype
+    inputs, targets = run.mixing(run.normalise(images), labels)
     with torch.autocast(run.world.device.type, dtype, enabled=train.precision != "fp32"):
-        logits = run.model(run.normalise(images))
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
+        logits = run.model(inputs)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=train.label_smoothing)
     run.scaler.scale(loss).backward()
     run.sums.add(logits.detach(), labels, loss.detach(), part)
 
@@ -169,8 +177,8 @@ def log(run: Training, step: int) -> None:
 
 
 def gradient_norm(run: Training) -> float:
-    """The Euclidean norm of the last step's gradient, averaged over the ranks; the fused optimizers
-    have divided it by the scaler's factor."""
+    """The Euclidean norm of the last step's gradient, averaged over the ranks and clipped; it has
+    been divided by the scaler's factor."""
     gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).item()
 
@@ -188,10 +196,11 @@ def require_finite_weights(run: Training, step: int) -> None:
 def evaluate_and_log(run: Training, step: int) -> None:
     run.progress.clock.start("evaluation")
     split = run.config.data.evaluate_on
-    mirrored = run.config.train.eval_mirrored
-    means = evaluate(
-        run.model.module, run.eval_data, run.normalise, run.world, run.plan.parts, mirrored
-    )
+    tta = run.config.train.eval_tta
+    with run.ema.in_place():
+        means = evaluate(
+            run.model.module, run.eval_data, run.normalise, run.world, run.plan.parts, tta
+        )
     seconds, _ = run.progress.clock.lap()
     run.progress.note_evaluation(step, means)
     figures = {

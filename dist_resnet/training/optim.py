@@ -1,4 +1,8 @@
-"""Parameter groups, optimizer, gradient scaler, lookahead."""
+"""Parameter groups, optimizer, gradient scaler and clipping, averages of weights."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -7,8 +11,8 @@ from dist_resnet.config import Optim
 
 
 def build(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD as in He et al. 2015, or Adam with L2 regularisation. The learning rate is set at every
-    step, by `set_lr`."""
+    """SGD as in He et al. 2015, Adam with L2 regularisation, or one of timm's. The learning rate is
+    set at every step, by `set_lr`."""
     groups = parameter_groups(config, model)
     if config.name == "sgd":
         optimizer = torch.optim.SGD(
@@ -20,9 +24,34 @@ def build(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
             for parameter in (p for group in groups for p in group["params"]):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
-    return torch.optim.Adam(
-        groups, lr=config.lr, betas=(config.momentum, config.adam_beta2), fused=True
-    )
+    betas = (config.momentum, config.adam_beta2)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True)
+    return _of_timm(config, groups, betas)
+
+
+def _of_timm(
+    config: Optim, groups: list[dict], betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """LARS: You et al. 2017, "Large batch training of convolutional networks", section 4. LAMB: You
+    et al. 2020, algorithm 2. Muon: Jordan 2024, of each convolution as a matrix of its filters; its
+    steps are scaled so that learning rates are AdamW's (Liu et al. 2025, section 2.2), which takes
+    vectors and what is too narrow."""
+    try:
+        from timm.optim import Lamb, Lars, Muon
+    except ImportError:
+        raise RuntimeError(
+            f"optim.name = {config.name!r} is timm's, which is not installed: "
+            "pip install 'dist-resnet[optimizers]'"
+        ) from None
+    inertia: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+    if config.name == "lars":
+        return Lars(groups, lr=config.lr, **inertia)
+    if config.name == "muon":
+        return Muon(groups, lr=config.lr, betas=betas, ns_coefficients="original", **inertia)
+    for group in groups:  # LAMB counts its steps here; made now, a warm-up can take them back
+        group["step"] = torch.zeros(())
+    return Lamb(groups, lr=config.lr, betas=betas, max_grad_norm=None)
 
 
 def parameter_groups(config: Optim, model: nn.Module) -> list[dict]:
@@ -58,6 +87,20 @@ def scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
+def clip(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, norm: float) -> None:
+    """Scale the whole gradient down to this Euclidean norm where it is longer (Pascanu et al. 2013,
+    algorithm 1), without waiting for the device. norm: 0 for never."""
+    if norm:
+        scaler.unscale_(optimizer)
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, norm, foreach=True)
+
+
+def moving_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights and BN statistics, by their names in the state dict."""
+    return {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+
+
 class Lookahead:
     """Every `every` steps the weights and BN statistics are set to their moving average (Zhang et
     al. 2019), which follows them ever
@@ -65,9 +108,7 @@ class Lookahead:
 
     def __init__(self, model: nn.Module, every: int, last_step: int) -> None:
         self.every, self.last_step = every, last_step
-        self.fast = (
-            [t for t in model.state_dict().values() if t.is_floating_point()] if every else []
-        )
+        self.fast = list(moving_tensors(model).values()) if every else []
         self.slow = [t.clone() for t in self.fast]
 
     @torch.no_grad()
@@ -84,5 +125,43 @@ class Lookahead:
         self.restore(self.fast)
 
     def restore(self, slow: list[torch.Tensor]) -> None:
-        for mine, saved in zip(self.slow, slow, strict=True):
-            mine.copy_(saved)
+        _copy(slow, self.slow)
+
+
+class Ema:
+    """An exponential moving average of weights and BN statistics (Polyak and Juditsky 1992; that of
+    torch.optim.swa_utils.AveragedModel, which starts from the weights after the first step). It is
+    what is evaluated, and what a checkpoint has as its model."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        named = moving_tensors(model) if decay else {}
+        self.trained = list(named.values())
+        self.averaged = {name: t.clone() for name, t in named.items()}
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """To be called when `step` updates are done."""
+        if self.decay:
+            weight = 1 - self.decay if step > 1 else 1.0
+            torch._foreach_lerp_(list(self.averaged.values()), self.trained, weight)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network holds the average meanwhile."""
+        before = [t.clone() for t in self.trained]
+        _copy(self.averaged.values(), self.trained)
+        try:
+            yield
+        finally:
+            _copy(before, self.trained)
+
+    def restore(self, trained: list[torch.Tensor]) -> None:
+        """Go on from a checkpoint, of whose model the network holds the weights: the average."""
+        _copy(self.trained, self.averaged.values())
+        _copy(trained, self.trained)
+
+
+def _copy(these: Iterable[torch.Tensor], to: Iterable[torch.Tensor]) -> None:
+    for source, target in zip(these, to, strict=True):
+        target.copy_(source)

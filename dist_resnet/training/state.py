@@ -11,8 +11,11 @@ from dist_resnet.weights.card import Card
 def capture(run: Training, betons: Manifest) -> dict[str, Any]:
     """Everything that the rest of the training depends on, and what it must agree with. Every rank
     calls."""
+    network = run.model.module.state_dict()
+    network.update(run.ema.averaged)
     return {
-        "model": run.model.module.state_dict(),
+        "model": network,
+        "ema_of": run.ema.trained,
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "lookahead": run.lookahead.slow,
@@ -36,6 +39,7 @@ def restore(run: Training, saved: dict[str, Any], run_dir: Path, betons: Manifes
     run.optimizer.load_state_dict(saved["optimizer"])
     run.scaler.load_state_dict(saved["scaler"])
     run.lookahead.restore(saved["lookahead"])
+    run.ema.restore(saved["ema_of"])
     run.progress.restore(saved["progress"])
     run.sums.restore(saved["sums"], run.world)
 

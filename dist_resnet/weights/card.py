@@ -18,7 +18,7 @@ class Card:
     std: list[float]
     size: list[int]  # height and width of the images that it is evaluated on
     share: float  # part of an image's shorter side that is cut out for that
-    mirrored: bool  # whether it is evaluated as the mean over an image and its mirror image
+    tta: str  # which views of an image it is evaluated on: train.eval_tta
 
     @classmethod
     def of(cls, config: Config, betons: Manifest) -> "Card":
@@ -33,7 +33,7 @@ class Card:
             std=betons.std,
             size=[size, size] if size else list((betons.shape or [])[:2]),
             share=data.eval_share if size else 1.0,
-            mirrored=config.train.eval_mirrored,
+            tta=config.train.eval_tta,
         )
 
     @classmethod

@@ -1,0 +1,63 @@
+"""What a step draws beside its samples: mixup or CutMix, as a pure function of (seed, step)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy.special import betaincinv
+
+from dist_resnet.config import Data
+from dist_resnet.data import sampling
+
+
+class Mixing:
+    """mixup (Zhang et al. 2018, section 2) or CutMix (Yun et al. 2019, section 3.1) of a virtual
+    worker's share of a batch: every image with the one after it, which is any other, since every
+    epoch has an order of its own.
+
+    One weight and one rectangle a step, for all workers; without virtual workers the pairs are
+    those of the world size. The draws lie on the device, where a CUDA graph reads them."""
+
+    def __init__(self, config: Data, seed: int, classes: int, device: torch.device) -> None:
+        self.config, self.seed, self.classes = config, seed, classes
+        # of the image itself; the rectangle's middle and sides, as parts of the image's
+        self.weight, *self.rectangle = torch.ones(4, device=device).unbind()
+
+    def draw(self, step: int) -> None:
+        """To be called before each step: counted from 0."""
+        if self.config.mix == "none":
+            return
+        mixes, weight, y, x = sampling.uniform(self.seed, step, sampling.MIX, 4)
+        alpha = self.config.mix_alpha
+        weight = betaincinv(alpha, alpha, weight) if mixes < self.config.mix_share else 1.0
+        side = math.sqrt(1 - weight)
+        for tensor, value in zip((self.weight, *self.rectangle), (weight, y, x, side)):
+            tensor.fill_(float(value))
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """images: float (N, 3, H, W); labels: int64 (N,). Returns mixed images, and targets:
+        probabilities float32 (N, classes), or the labels where nothing is mixed."""
+        if self.config.mix == "none":
+            return images, labels
+        others = torch.cat([images[-1:], images[:-1]])
+        if self.config.mix == "mixup":
+            own = self.weight
+            mixed = torch.lerp(others.float(), images.float(), own).to(images.dtype)
+        else:
+            pasted = self._pasted(images)
+            own = 1 - pasted.float().mean()
+            mixed = torch.where(pasted, others, images)
+        targets = F.one_hot(labels, self.classes).float()
+        return mixed, torch.lerp(targets.roll(1, 0), targets, own)
+
+    def _pasted(self, images: torch.Tensor) -> torch.Tensor:
+        """bool (H, W): the pixels of the rectangle, as much of it as lies in the image."""
+        *middle, side = self.rectangle
+        within = []
+        for size, at in zip(images.shape[2:], middle):
+            half = ((size * side).floor() / 2).floor()
+            pixels = torch.arange(size, device=images.device) - (size * at).floor()
+            within.append((-half <= pixels) & (pixels < half))
+        return within[0][:, None] & within[1]
