@@ -34,7 +34,7 @@ from dist_resnet.training.loop import Training
 from dist_resnet.training.metrics import Means
 from dist_resnet.training.optim import Ema, Lookahead
 from dist_resnet.training.progress import Progress
-from dist_resnet.training.regularisation import Mixing
+from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
 from dist_resnet.weights import checkpoint, files, transfer
 
@@ -145,6 +145,7 @@ def build(
         lookahead=Lookahead(network, config.optim.lookahead, plan.last_step),
         ema=Ema(network, config.optim.ema),
         mixing=Mixing(config.data, train.seed, len(betons.classes), world.device),
+        depth=StochasticDepth(network, train.seed),
         normalise=normalise,
         train_data=train_data,
         eval_data=eval_data,

@@ -57,7 +57,25 @@ def test_overrides_are_typed(path):
         (["--train.keep_checkpoints", "0"], ["train.keep_checkpoints", "at least 1"]),
         (["--train.final_split", "test"], ["train.final_split", "--data.evaluate_on val"]),
         (["--model.family", "vgg"], ["model.family", "vgg", "imagenet"]),
-        (["--model.shortcut", "C"], ["model.shortcut", "C", "'A', 'B'"]),
+        (["--model.shortcut", "D"], ["model.shortcut", "D", "'A', 'B'"]),
+        (
+            ["--model.shortcut", "none", "--model.stochastic_depth", "0.5"],
+            ["model.shortcut", "model.stochastic_depth", "shortcut A"],
+        ),
+        (
+            ["--model.block_order", "relu_before_add", "--model.zero_init_last_gamma", "true"],
+            ["model.zero_init_last_gamma", "gradient"],
+        ),
+        (
+            ["--model.stochastic_depth", "0.5", "--train.all_reduce", "buckets"],
+            ["train.all_reduce", "buckets", "model.stochastic_depth"],
+        ),
+        (
+            ["--optim.name", "lars", "--train.precision", "fp16"],
+            ["optim.name", "lars", "--train.precision bf16"],
+        ),
+        (["--optim.name", "lamb", "--optim.nesterov", "true"], ["optim.nesterov", "muon"]),
+        (["--data.mix_share", "0"], ["data.mix_share", "(0, 1]"]),
         (["--model.name", "resnet21"], ["resnet21", "6n+2"]),
         (["--model.family", "imagenet", "--model.name", "resnet20"], ["resnet20", "resnet152"]),
         (

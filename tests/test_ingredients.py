@@ -17,7 +17,7 @@ from dist_resnet.config import CifarModel, Data, Optim
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.training import evaluation, optim
 from dist_resnet.training.optim import Ema
-from dist_resnet.training.regularisation import Mixing
+from dist_resnet.training.regularisation import Mixing, StochasticDepth
 
 CPU = torch.device("cpu")
 
@@ -181,13 +181,27 @@ def test_translated_answers_are_airbenchs():
     assert not torch.allclose(found, evaluation.predict(model, images, normalise, "mirror"))
 
 
+def test_each_block_is_left_out_as_often_as_it_should_and_none_after_another():
+    network = models.build(CifarModel(name="resnet20", stochastic_depth=0.5), 5)
+    depth, left_out = StochasticDepth(network, seed=0), []
+    for step in range(1000):
+        depth.draw(step)
+        left_out.append([block.dropped for block in network.blocks])
+    table = np.array(left_out)
+    expected = np.arange(1, 10) / 9 * 0.5
+    assert np.abs(table.mean(0) - expected).max() < 4 * np.sqrt(0.25 / 1000)
+    together = (table[:, 7] & table[:, 8]).mean()
+    assert together == pytest.approx(expected[7] * expected[8], abs=0.06)  # independent
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         "--data.cutout 8 --data.mix mixup --optim.ema 0.8 --optim.clip_norm 1 --optim.name lars "
         "--optim.lr 5 --train.eval_tta mirror_translate",
-        "--data.mix cutmix --data.mix_share 0.5 --optim.name muon --optim.ema 0.8",
+        "--data.mix cutmix --data.mix_share 0.5 --optim.name muon --optim.ema 0.8 "
+        "--model.stochastic_depth 0.5 --model.shortcut C --model.downsample maxpool",
         "--optim.name lamb --optim.clip_norm 0.5",
     ],
     ids=lambda settings: settings.split("name ")[1].split()[0],

@@ -1,5 +1,7 @@
 """The networks against the papers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,16 @@ def test_parameter_counts_are_the_papers(depth, parameters):
         ),  # a bias in place of gamma and beta
         (dict(block_order="bn_after_add"), 269_722),
         (dict(block_order="no_final_relu"), 269_722),
+        (dict(block_order="relu_before_add"), 269_722),
+        (dict(shortcut="none"), 269_722),
+        (dict(downsample="maxpool"), 269_722),
+        (dict(stochastic_depth=0.5), 269_722),
+        (
+            dict(shortcut="C"),
+            269_722
+            + (3 * 16 * 16 + 16 * 32 + 2 * 32 * 32 + 32 * 64 + 2 * 64 * 64)
+            + 2 * 3 * (16 + 32 + 64),
+        ),
     ],
 )
 def test_variants_of_resnet20(settings, parameters):
@@ -73,7 +85,10 @@ def test_shortcut_a_subsamples_and_pads_with_zeros():
     )
 
 
-@pytest.mark.parametrize("order", ["paper", "bn_after_add", "no_final_relu", "preact"])
+ORDERS = ("paper", "bn_after_add", "relu_before_add", "no_final_relu", "preact")
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_block_orders_differ_where_they_say(order):
     torch.manual_seed(0)
     block = cifar.Block(CifarModel(block_order=order), 4, [(3, 4), (3, 4)], stride=1).eval()
@@ -85,10 +100,65 @@ def test_block_orders_differ_where_they_say(order):
     expected = {
         "paper": lambda: relu(n2(c2(relu(n1(c1(x))))) + x),
         "bn_after_add": lambda: relu(n2(c2(relu(n1(c1(x)))) + x)),
+        "relu_before_add": lambda: relu(n2(c2(relu(n1(c1(x)))))) + x,
         "no_final_relu": lambda: n2(c2(relu(n1(c1(x))))) + x,
         "preact": lambda: c2(relu(n2(c1(relu(n1(x)))))) + x,
     }[order]()
     assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_stochastic_depth_leaves_out_a_branch_or_weighs_it(order):
+    """Huang et al. 2016, equations 2 and 5: in training the branch or nothing, and nothing of it
+    moves; in evaluation the branch times its survival."""
+    torch.manual_seed(0)
+    config = CifarModel(name="resnet14", block_order=order, stochastic_depth=0.5, shortcut="B")
+    network = models.build(config, 10)
+    assert [b.survival for b in network.blocks] == pytest.approx(
+        [11 / 12, 10 / 12, 9 / 12, 8 / 12, 7 / 12, 0.5]
+    )
+    block, x = network.blocks[2], torch.randn(4, 16, 8, 8)  # the first of 32 channels
+    whole, relu = block(x), torch.relu
+    block.dropped = True
+    left = block.train()(x)
+    left.sum().backward()
+    skip, norm = block.shortcut, block.norms[-1]
+    expected = {
+        "paper": lambda: relu(skip(x)),
+        "bn_after_add": lambda: relu(norm(skip(x))),
+        "preact": lambda: skip(relu(block.norms[0](x))),
+    }.get(order, lambda: skip(x))()
+    assert torch.allclose(left, expected) and not torch.allclose(left, whole)
+    assert all(conv.weight.grad is None for conv in block.convs)
+    plain = copy.deepcopy(block)
+    with torch.no_grad():  # weighed by a layer that comes last in the branch
+        last = plain.norms[-1] if order in ("paper", "relu_before_add", "no_final_relu") else None
+        for name in ("weight", "bias"):
+            if last is not None:
+                last.get_parameter(name).mul_(block.survival)
+            elif name == "weight":
+                plain.convs[-1].weight.mul_(block.survival)
+    plain.survival = 1.0
+    assert torch.allclose(block.eval()(x), plain.eval()(x), atol=1e-5)
+
+
+def test_a_plain_network_is_its_layers_and_pooling_halves_the_image():
+    torch.manual_seed(0)
+    plain = cifar.build(CifarModel(name="resnet14", shortcut="none"), 10).eval()
+    pooled = cifar.build(CifarModel(name="resnet14", downsample="maxpool"), 10).eval()
+    x = images = torch.randn(2, 3, 32, 32)
+    convs = [m for m in plain.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
+    for conv, norm in zip(convs, norms, strict=True):
+        x = torch.relu(norm(conv(x)))
+    assert torch.allclose(plain(images), plain.fc(x.mean((2, 3))), atol=1e-5)
+    y = torch.relu(pooled.norm(pooled.conv(images)))
+    for number, block in enumerate(pooled.blocks):
+        y = nn.functional.max_pool2d(y, 2) if number in (2, 4) else y
+        (c1, c2), (n1, n2) = block.convs, block.norms
+        skip = nn.functional.pad(y, (0, 0, 0, 0, 0, c1.out_channels - y.shape[1]))
+        y = torch.relu(n2(c2(torch.relu(n1(c1(y))))) + skip)
+    assert torch.allclose(pooled(images), pooled.fc(y.mean((2, 3))), atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["paper", "bn_after_add", "no_final_relu", "preact"])

@@ -42,8 +42,10 @@ class CifarModel(Model):
     name: str = setting(
         "resnet20", "resnet<depth>; the depth is 6n+2 (basic blocks) or 9n+2 (bottleneck)"
     )
-    shortcut: Literal["A", "B"] = setting(
-        "A", "where the shape changes: A zero padding (the paper's), B 1x1 projection"
+    shortcut: Literal["A", "B", "C", "none"] = setting(
+        "A",
+        "where the shape changes: A zero padding (the paper's), B 1x1 projection; C: a projection "
+        "in every block; none: a plain network, without any",
     )
     width: int = setting(
         1, "widening factor k of Wide ResNets; the stages have 16k, 32k, 64k channels"
@@ -51,8 +53,16 @@ class CifarModel(Model):
     block: Literal["basic", "bottleneck"] = setting(
         "basic", "two 3x3 convolutions, or 1x1-3x3-1x1 with expansion 4"
     )
-    block_order: Literal["paper", "bn_after_add", "no_final_relu", "preact"] = setting(
-        "paper", "paper: BN before the addition, ReLU after; the others move or drop them"
+    block_order: Literal["paper", "bn_after_add", "relu_before_add", "no_final_relu", "preact"] = (
+        setting("paper", "paper: BN before the addition, ReLU after; the others move or drop them")
+    )
+    downsample: Literal["stride", "maxpool"] = setting(
+        "stride", "how a stage halves the image: by its first convolution, or by 2x2 max-pooling"
+    )
+    stochastic_depth: float = setting(
+        0.0,
+        "probability that a step leaves out the last block's branch (Huang et al. 2016), falling "
+        "linearly towards the first block; 0.5 is theirs",
     )
     bn: Literal["all", "first"] = setting(
         "all", "batch normalisation on every convolution, or on the first of each block only"
@@ -71,6 +81,19 @@ class CifarModel(Model):
             f"block_order {self.block_order} needs every BN; set --model.bn all or another "
             "block_order",
         )
+        plain = self.shortcut == "none"
+        self.require(
+            not plain or (self.block_order == "paper" and self.stochastic_depth == 0),
+            "shortcut",
+            "leaves no addition that model.block_order could move, and nothing in the place of a "
+            "branch that model.stochastic_depth leaves out; leave them out, or use shortcut A",
+        )
+        self.require(
+            not self.zero_init_last_gamma or not (plain or self.block_order == "relu_before_add"),
+            "zero_init_last_gamma",
+            "would pass no gradient through a ReLU that nothing is added to before; leave it out",
+        )
+        self.require(0 <= self.stochastic_depth < 1, "stochastic_depth", "must be in [0, 1)")
         _fixed_scale_is_free(self, self.zero_init_last_gamma)
         unit = 6 if self.block == "basic" else 9
         self.require(

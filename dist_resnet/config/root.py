@@ -61,28 +61,39 @@ class Config:
             self.train.final_split,
             "is data.evaluate_on already; leave it out, or set --data.evaluate_on val",
         )
-        virtual = self.batch.virtual_workers is not None
+        virtual, train = self.batch.virtual_workers is not None, self.train
         require(
-            virtual or self.train.all_reduce != "ordered",
+            virtual or train.all_reduce != "ordered",
             "train.all_reduce",
             "ordered",
             "is the order of virtual workers; set --batch.virtual_workers too",
         )
-        train = self.train
-        fitting = train.all_reduce in ("auto", "flat", "ordered")
-        for key, value, fits in (
-            ("train.all_reduce", train.all_reduce, fitting),
-            ("train.static_graph", train.static_graph, not train.static_graph),
-            ("train.gradient_type", train.gradient_type, train.gradient_type == "fp32"),
-        ):
-            require(
-                fits or not virtual,
-                key,
-                value,
+        if virtual:
+            self._need(
                 "does not go with batch.virtual_workers, whose gradients are summed by us, in "
-                "fp32; "
-                "leave one of them out",
+                "fp32; leave one of them out",
+                all_reduce=train.all_reduce in ("auto", "flat", "ordered"),
+                static_graph=not train.static_graph,
+                gradient_type=train.gradient_type == "fp32",
             )
+        if self.drops_blocks:
+            self._need(
+                "needs the same network in every step; leave it out, or model.stochastic_depth",
+                all_reduce=train.all_reduce != "buckets",
+                static_graph=not train.static_graph,
+                compile=train.compile == "none",
+                cuda_graph=not train.cuda_graph,
+            )
+
+    def _need(self, remedy: str, **fits: bool) -> None:
+        """Keys of section train, and whether they fit."""
+        for name, fit in fits.items():
+            require(fit, f"train.{name}", getattr(self.train, name), remedy)
+
+    @property
+    def drops_blocks(self) -> bool:
+        """Whether steps leave out parts of the network."""
+        return isinstance(self.model, CifarModel) and self.model.stochastic_depth > 0
 
     def sections(self) -> Iterator[tuple[str, Section]]:
         for field in dataclasses.fields(self):

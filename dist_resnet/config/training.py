@@ -46,7 +46,8 @@ class Train(Section):
         "auto",
         "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it; "
         "ordered: likewise, added in the order of the virtual workers' numbers, whatever the world "
-        "size; auto: ordered with batch.virtual_workers, else buckets",
+        "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth, else "
+        "buckets",
     )
     bucket_mib: float = setting(25.0, "size of DDP's buckets")
     static_graph: bool = setting(

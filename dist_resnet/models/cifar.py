@@ -1,7 +1,7 @@
 """The 6n+2 ResNets for 32x32 images: He et al. 2015, "Deep Residual Learning", section 4.2.
 
-Pre-activation blocks: He et al. 2016, "Identity Mappings", figure 4e. Widening: Zagoruyko and
-Komodakis 2016."""
+Pre-activation blocks, and BN or ReLU elsewhere: He et al. 2016, "Identity Mappings", figure 4.
+Widening: Zagoruyko and Komodakis 2016. Stochastic depth: Huang et al. 2016, section 3."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,6 +27,13 @@ class Shortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
+class NoShortcut(nn.Module):
+    """In a plain network: nothing to add to the convolutions' output."""
+
+    def forward(self, x: torch.Tensor) -> None:
+        return None
+
+
 class Block(nn.Module):
     """A residual block: convolutions of the given (kernel, channels), the first 3x3 with the
     stride."""
@@ -37,6 +44,8 @@ class Block(nn.Module):
         super().__init__()
         self.order = config.block_order
         outputs, strided = layers[-1][1], [kernel for kernel, _ in layers].index(3)
+        self.pools = stride > 1 and config.downsample == "maxpool"
+        stride = 1 if self.pools else stride
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         channels = inputs
         for i, (kernel, width) in enumerate(layers):
@@ -54,36 +63,62 @@ class Block(nn.Module):
             features = channels if self.order == "preact" else width
             self.norms.append(nn.BatchNorm2d(features) if normed else nn.Identity())
             channels = width
-        self.shortcut: nn.Module
-        if stride == 1 and inputs == outputs:
-            self.shortcut = nn.Identity()
-        elif config.shortcut == "A":
-            self.shortcut = Shortcut(outputs - inputs, stride)
-        else:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = (
-                projection
-                if self.order == "preact"
-                else nn.Sequential(projection, nn.BatchNorm2d(outputs))
-            )
+        self.shortcut = _shortcut(config, inputs, outputs, stride)
+        self.survival = 1.0  # probability that a step keeps the branch
+        self.dropped = False  # whether this one leaves it out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(x, 2) if self.pools else x
         if self.order == "preact":
             return self._forward_preact(x)
-        y = x
+        skip = self.shortcut(x)
+        if self.dropped and self.training:
+            return self._without_branch(skip)
         for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
-            y = norm_add_relu(norm, conv(y))
-        y, norm = self.convs[-1](y), self.norms[-1]
+            x = norm_add_relu(norm, conv(x))
+        x, norm = self.convs[-1](x), self.norms[-1]
         if self.order == "bn_after_add":
-            return norm_add_relu(norm, y + self.shortcut(x))
-        return norm_add_relu(norm, y, self.shortcut(x), relu=self.order != "no_final_relu")
+            return norm_add_relu(norm, self._expected(x) + skip)
+        if self.order == "relu_before_add":
+            return self._expected(norm_add_relu(norm, x)) + skip
+        if self.survival < 1 and not self.training:
+            x, norm = self._expected(norm(x)), nn.Identity()
+        return norm_add_relu(norm, x, skip, relu=self.order != "no_final_relu")
 
     def _forward_preact(self, x: torch.Tensor) -> torch.Tensor:
-        y = norm_add_relu(self.norms[0], x)
-        shortcut = self.shortcut(y if isinstance(self.shortcut, nn.Conv2d) else x)
+        projects, dropped = isinstance(self.shortcut, nn.Conv2d), self.dropped and self.training
+        y = x if dropped and not projects else norm_add_relu(self.norms[0], x)
+        skip = self.shortcut(y if projects else x)
+        if dropped:
+            return skip
         for conv, norm in zip(self.convs[:-1], self.norms[1:]):
             y = norm_add_relu(norm, conv(y))
-        return self.convs[-1](y) + shortcut
+        return self._expected(self.convs[-1](y)) + skip
+
+    def _without_branch(self, skip: torch.Tensor) -> torch.Tensor:
+        if self.order == "bn_after_add":
+            return norm_add_relu(self.norms[-1], skip)
+        return F.relu(skip) if self.order == "paper" else skip
+
+    def _expected(self, branch: torch.Tensor) -> torch.Tensor:
+        """Evaluation weighs the branch with how often training keeps it (Huang et al. 2016,
+        equation 5)."""
+        return branch if self.training or self.survival == 1 else self.survival * branch
+
+
+def _shortcut(config: CifarModel, inputs: int, outputs: int, stride: int) -> nn.Module:
+    """He et al. 2015, section 4.1: options A, B and C, and plain networks."""
+    if config.shortcut == "none":
+        return NoShortcut()
+    changes = stride > 1 or inputs != outputs
+    if config.shortcut != "C" and not changes:
+        return nn.Identity()
+    if config.shortcut == "A":
+        return Shortcut(outputs - inputs, stride)
+    projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    if config.block_order == "preact":
+        return projection
+    return nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
 
 class ResNet(nn.Module):
@@ -107,6 +142,8 @@ class ResNet(nn.Module):
             for i in range(n):
                 blocks.append(Block(config, channels, layers, stride=2 if stage and i == 0 else 1))
                 channels = layers[-1][1]
+        for number, block in enumerate(blocks, 1):
+            block.survival = 1 - number / len(blocks) * config.stochastic_depth  # equation 4
         self.blocks = nn.Sequential(*blocks)
         self.last_norm = nn.BatchNorm2d(channels) if preact else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)

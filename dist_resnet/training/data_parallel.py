@@ -21,7 +21,8 @@ def data_parallel(
     In a step each rank goes `parts` times forward and backward, once for each of its virtual
     workers, and calls `collect` after each; then all call `average_gradients`."""
     train = config.train
-    if train.all_reduce in ("flat", "ordered") or config.batch.virtual_workers:
+    flat = train.all_reduce in ("flat", "ordered") or config.batch.virtual_workers
+    if flat or config.drops_blocks:  # DDP's buckets would wait for gradients that do not come
         return FlatAllReduce(model, config, parts, world)
     return BucketedDDP(model, train, world)
 
@@ -97,7 +98,7 @@ class FlatAllReduce(nn.Module):
     def collect(self) -> None:
         """Take over the gradients of the backward pass that has just ended."""
         leaf = self.sum.buffer()
-        gradients = [p.grad for p in self.trained if p.grad is not None]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
         torch._foreach_copy_(self._views(leaf), gradients + self.statistics)
         self.sum.add(leaf)
         self._part = (self._part + 1) % self.parts

@@ -25,7 +25,7 @@ from dist_resnet.training.evaluation import evaluate
 from dist_resnet.training.metrics import Sums
 from dist_resnet.training.optim import Ema, Lookahead
 from dist_resnet.training.progress import Progress
-from dist_resnet.training.regularisation import Mixing
+from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -48,6 +48,7 @@ class Training:
     lookahead: Lookahead
     ema: Ema
     mixing: Mixing
+    depth: StochasticDepth
     normalise: Normalise
     train_data: DataLoader
     eval_data: DataLoader
@@ -118,6 +119,7 @@ def train_step(run: Training, batch: Batch, lr: float) -> None:
     step = run.progress.step
     optim.set_lr(run.optimizer, lr)
     run.mixing.draw(step)
+    run.depth.draw(step)
     run.update(*batch)
     run.lookahead.after(step + 1)
     run.ema.after(step + 1)
