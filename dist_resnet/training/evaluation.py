@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_resnet.data.loader import DataLoader
 from dist_resnet.models.normalise import Normalise
-from dist_resnet.models.views import views
+from dist_resnet.models.tta import answer
 from dist_resnet.runtime.distributed import World
 from dist_resnet.training.metrics import Means, Sums
 
@@ -44,15 +44,11 @@ def evaluate(
 
 
 def predict(model: nn.Module, images: torch.Tensor, normalise: Normalise, tta: str) -> torch.Tensor:
-    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W): the weighted mean over their
-    `views`."""
+    """Logits, float32 (N, classes), of uint8 images (N, 3, H, W)."""
     half = normalise.dtype != torch.float32
     with torch.autocast(images.device.type, normalise.dtype, enabled=half):
         # past torch.compile, which would compile for every size of batch
-        answers = (
-            weight * model.forward(view).float() for weight, view in views(normalise(images), tta)
-        )
-        return torch.stack(list(answers)).sum(0)
+        return answer(model.forward, normalise(images), tta)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ class Card:
     std: list[float]
     size: list[int]  # height and width of the images that it is evaluated on
     share: float  # part of an image's shorter side that is cut out for that
-    tta: str  # none, mirror or mirror_translate: the views that it is evaluated on
+    tta: str  # which views of an image it is evaluated on: train.eval_tta
 
     @classmethod
     def of(cls, config: Config, betons: Manifest) -> "Card":

@@ -8,14 +8,14 @@ from torch import nn
 
 from dist_resnet import models
 from dist_resnet.models.normalise import Normalise
-from dist_resnet.models.views import views
+from dist_resnet.models.tta import answer
 from dist_resnet.weights import files, transfer
 from dist_resnet.weights.files import Weights
 
 
 class Classifier(nn.Module):
     """uint8 images (N, 3, H, W) -> logits, float32 (N, classes), as an evaluation computes them in
-    float32: normalised, and where the training was evaluated so, averaged over views.
+    float32: normalised, and averaged over the views that the training was evaluated on.
 
     `network` takes images that are normalised already; `card` holds what else is known."""
 
@@ -57,8 +57,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         inputs = Normalise(self.offset, self.scale, torch.float32)(images)
-        seen = views(inputs, self.card.tta)
-        return torch.stack([weight * self.network(view).float() for weight, view in seen]).sum(0)
+        return answer(self.network, inputs, self.card.tta)
 
 
 def load(path: Path | str, checkpoint: str | None = None) -> Classifier:
