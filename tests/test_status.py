@@ -6,6 +6,7 @@ import json
 import pytest
 
 from dist_resnet.reports import status
+from dist_resnet.tracking import starts
 from dist_resnet.tracking.time_left import TimeLeft, duration
 from dist_resnet.tracking.tracker import read_metrics
 
@@ -51,24 +52,22 @@ def test_the_end_of_a_long_file_is_enough_and_a_torn_line_is_passed_over(tmp_pat
     assert (pending.state, pending.reason) == ("requeued", "BeginTime")
 
 
-def test_a_start_that_left_no_word_has_failed_and_one_that_ended_has_stopped(tmp_path):
-    began = {"start": 1, "began": 1.0, "job": "12", "from_step": 0}
-    path = tmp_path / "starts.jsonl"
-    path.write_text(json.dumps(began) + "\n")
+def test_a_start_without_a_word_has_failed_and_one_that_was_ended_has_stopped(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    start = starts.Start(tmp_path, writes=True)
+    start.begin(["n1"], 1, "cpu", 0)
     lost = status.read(tmp_path, None, True)
     assert (lost.state, lost.starts, lost.job) == ("failed", 1, "12")
-    ended = {"start": 1, "ended": 2.0, "step": 4, "outcome": "terminated"}
-    path.write_text(json.dumps(began) + "\n" + json.dumps(ended) + "\n")
+    assert status.read(tmp_path, None, False).state == "stopped"  # its job may be there still
+    start.end("terminated", 4)
     stopped = status.read(tmp_path, None, True)
     assert (stopped.state, stopped.reason) == ("stopped", "terminated")
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/failures.txt").write_text(
-        "start 1 of job 12: the worker of rank 1 on n2 failed:\nTraceback (most recent call last):"
-        "\n  File x\nOSError: no space\nits log: /x/12_1_log.out\n"
-    )
+    starts.Start(tmp_path, writes=True).begin(["n1"], 1, "cpu", 4)
+    starts.settle(tmp_path, "rank 1 on n2: no space")
     failed = status.read(tmp_path, None, True)
-    assert failed.state == "failed"
-    assert failed.reason.endswith("on n2 failed: OSError: no space")
+    assert (failed.state, failed.reason, failed.starts) == ("failed", "rank 1 on n2: no space", 2)
 
 
 @pytest.mark.parametrize(

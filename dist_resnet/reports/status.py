@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_resnet.tracking import starts
+
 STATES = ("running", "queued", "requeued", "failed", "stopped", "complete", "new")
 TAIL = 2**16  # bytes of metrics.jsonl: some two hundred records
 OWN = {"logs", "wandb", "checkpoints", "profile", "code"}  # directories that hold no runs
@@ -60,13 +62,13 @@ def find(directory: Path) -> list[Path]:
 def read(run_dir: Path, job: Job | None, asked: bool) -> Status:
     """job: the run's own in the queue; asked: whether there is a queue, so that a missing job has
     ended."""
-    starts = _lines(run_dir / "starts.jsonl")
-    number = max((record["start"] for record in starts), default=None)
+    made = starts.read(run_dir)
+    number = len(made) or None
     done = _json(run_dir / "summary.json")
     if done is not None:
         return _complete(run_dir, done, number)
     training, evaluation = _last_records(run_dir / "metrics.jsonl")
-    state, reason = _state(run_dir, job, asked, starts, bool(training))
+    state, reason = _state(run_dir, job, asked, made, bool(training))
     split = next((k.split("/")[0] for k in evaluation if k.endswith("/top1")), None)
     running = state == "running"
     return Status(
@@ -80,7 +82,7 @@ def read(run_dir: Path, job: Job | None, asked: bool) -> Status:
         number,
         split,
         evaluation.get(f"{split}/top1"),
-        job.id if job else _last_job(starts),
+        job.id if job else made[-1]["job"] if made else None,
     )
 
 
@@ -99,23 +101,20 @@ def _complete(run_dir: Path, done: Mapping[str, Any], starts: int | None) -> Sta
 
 
 def _state(
-    run_dir: Path, job: Job | None, asked: bool, starts: list[dict[str, Any]], trained: bool
+    run_dir: Path, job: Job | None, asked: bool, made: list[dict[str, Any]], trained: bool
 ) -> tuple[str, str]:
-    """(state, reason) of a run without a summary."""
+    """(state, reason) of a run without a summary. made: its starts."""
     if job is not None and job.state == "PENDING":
-        return "requeued" if trained or starts else "queued", job.reason
+        return "requeued" if trained or made else "queued", job.reason
     if job is not None or _is_locked(run_dir / "lock"):
         return "running", _silence(run_dir / "metrics.jsonl")
-    last = starts[-1] if starts else {}
-    ended = last.get("ended", 0.0)
-    failed = _modified(run_dir / "logs" / "failures.txt")
-    if failed and failed >= max(_modified(run_dir / "metrics.jsonl"), ended):
-        return "failed", _last_failure(run_dir / "logs" / "failures.txt")
-    if "began" in last and (asked or not last.get("job")):
-        return "failed", "it ended without a word; the same command goes on"
-    if ended:
-        return "stopped", last.get("outcome", "")
-    return ("stopped" if trained else "new"), ""
+    last = made[-1] if made else {}
+    outcome = last.get("outcome", "")
+    if outcome.startswith("failed: "):
+        return "failed", outcome.removeprefix("failed: ")
+    if made and not outcome and (asked or not last["job"]):
+        return "failed", "ended without a word; the same command goes on"
+    return ("stopped" if trained or made else "new"), outcome
 
 
 def _silence(metrics: Path) -> str:
@@ -150,23 +149,6 @@ def _reversed_records(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             continue  # empty, or being written
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return list(_reversed_records(path))[::-1]
-
-
-def _last_job(starts: list[dict[str, Any]]) -> str | None:
-    return next((str(s["job"]) for s in reversed(starts) if s.get("job")), None)
-
-
-def _last_failure(path: Path) -> str:
-    """Its first line; of a traceback, its last."""
-    told = path.read_text(errors="replace").rstrip().splitlines()
-    begins = [number for number, line in enumerate(told) if line.startswith(("start ", "the "))]
-    last = told[begins[-1] if begins else 0 :]
-    told_log = [line for line in last if not line.startswith("its log: ")]
-    return told_log[0] if len(told_log) < 3 else f"{told_log[0]} {told_log[-1]}"
 
 
 def _is_locked(path: Path) -> bool:
