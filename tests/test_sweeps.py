@@ -181,12 +181,13 @@ def test_the_sweeps_that_come_along_are_sound(monkeypatch):
         if path.stem != "search"  # its hyperband needs the server
     }
     assert counts == {
-        "block_order": 12,
+        "block_order": 15,
         "optimizer": 12,
         "augmentation": 12,
-        "shortcut": 6,
+        "shortcut": 9,
         "depth": 15,
         "width": 9,
         "batch": 36,
         "fine_tune": 6,
+        "plain": 12,
     }
