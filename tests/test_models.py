@@ -56,7 +56,7 @@ def test_multiply_adds_are_those_worked_out_by_hand(depth):
 
 def test_describe_shows_blocks_or_layers_of_the_configurations_own_network(capsys):
     words = ["describe", str(ROOT / "configs/resnet20.yaml"), "--classes", "100", "--json"]
-    for extra, rows, kind in ([], 8, "Block"), (["--layers"], 41, "convolution 3x3"):
+    for extra, rows, kind in ([], 9, "Block"), (["--layers"], 42, "convolution 3x3"):
         with pytest.raises(SystemExit):
             main([*words, *extra, "--model.width", "2"])
         found = json.loads(capsys.readouterr().out)
