@@ -1,15 +1,18 @@
 """The networks against the papers."""
 
 import copy
+import json
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from dist_resnet import models
 from dist_resnet.config import CifarModel, ImagenetModel, Optim
 from dist_resnet.models import cifar, description
 from dist_resnet.training import optim
+from launch.__main__ import main
 
 
 def count(model):
@@ -49,6 +52,20 @@ def test_multiply_adds_are_those_worked_out_by_hand(depth):
     kept = 4 * (3 * 32**2 + 2 * 16 * 32**2 * (2 * n + 1) + 2 * 2 * n * (32 * 16**2 + 64 * 8**2))
     assert sum(layer.activations for layer in layers) == kept + 4 * 64
     assert len(description.folded(layers)) == 8 and layers[-1].output == (10,)
+
+
+def test_describe_shows_blocks_or_layers_of_the_configurations_own_network(capsys):
+    words = ["describe", str(ROOT / "configs/resnet20.yaml"), "--classes", "100", "--json"]
+    for extra, rows, kind in ([], 9, "Block"), (["--layers"], 42, "convolution 3x3"):
+        with pytest.raises(SystemExit):
+            main([*words, *extra, "--model.width", "2"])
+        found = json.loads(capsys.readouterr().out)
+        assert len(found) == rows and found[2]["kind"] == kind
+        wide = cifar.build(CifarModel(name="resnet20", width=2), 100)
+        assert sum(row["parameters"] for row in found) == count(wide)
+    with pytest.raises(SystemExit) as end:
+        main(["describe", str(ROOT / "configs/imagenet_resnet50.yaml"), "--paper"])
+    assert end.value.code == 1 and "leave CONFIG out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
