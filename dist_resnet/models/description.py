@@ -93,8 +93,9 @@ def _saved_by(
     def enter(name: str) -> None:
         current[0] = name
 
-    def leave(name: str, output: torch.Tensor) -> None:
-        outputs[name] = output.shape
+    def leave(name: str, output: torch.Tensor | None) -> None:
+        if output is not None:  # a plain network's shortcut
+            outputs[name] = output.shape
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
