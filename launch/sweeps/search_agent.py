@@ -56,7 +56,7 @@ class SearchAgentTask:
             trial = _next(study, stop)
             if trial is None:
                 break
-            while trial.state == "running" and trial.agent == study.agent:
+            while study.is_ours(trial):
                 after = self._advance(study, trial, stop)
                 if after is None:
                     return stop.requested or TERMINATED
@@ -69,6 +69,11 @@ class SearchAgentTask:
         print(f"\n== {trial.name}, to rung {trial.target}: {directory}", flush=True)
         try:
             config, plan = self.search.configuration(trial.values)
+        except ValueError as error:
+            print(f"the configuration refuses it: {error}", flush=True)
+            study.stop(trial, str(error), refused=True)
+            return study.fresh(trial)
+        try:
             run_dir.create(directory, config)
             if not _is_free(directory):
                 print(f"{directory} is still in use: left for later", flush=True)
