@@ -17,7 +17,7 @@ from dist_resnet.config import Config
 from dist_resnet.config.schedule import Plan
 from dist_resnet.reports.search import Report, Trial
 from dist_resnet.runtime import lock
-from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.runtime.signals import COMPLETED, PAUSED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import local, run_dir
 from launch.executors.task import requeue
@@ -100,7 +100,7 @@ class SearchAgentTask:
             return True  # by an agent that died before it could report
         stop.pause_at = step
         outcome = local.train(directory, self.search.workers, config.train.device, stop)
-        return outcome != TERMINATED
+        return outcome in (PAUSED, COMPLETED)
 
     def _report(self, directory: Path, plan: Plan, trial: Trial) -> Report:
         iteration, step = self.search.rung(plan, trial.target)
