@@ -1,6 +1,7 @@
 """Reads run directories, also of runs in progress, and compares them: what differs, what came of
 it, means over seeds."""
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_resnet.config import Config, config_file, differences
+from dist_resnet.reports import search
+from dist_resnet.reports.search import Search, Trial
 from dist_resnet.tracking.tracker import read_metrics
 
 KEPT_APART = (
@@ -34,10 +37,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, the best final top-1 first, and the keys in which their configurations differ."""
+    """Runs, the best final top-1 first, the keys in which their configurations differ, and the
+    searches that some of them are trials of."""
 
     runs: list[Run]
     changed: list[str]
+    searches: list[Search]
 
     def cells(self, run: Run) -> dict[str, Any]:
         """A row of the table: the results, then the keys that differ; None for a key that the run's
@@ -67,7 +72,16 @@ def compare(paths: Sequence[Path]) -> Comparison:
         Run(d, config, _results(d, config, summaries[d], goal, finals), summaries[d] is not None)
         for d, config in configs.items()
     ]
-    return Comparison(sorted(runs, key=lambda run: -(run.top1 or 0)), changed)
+    searches = [begun for path in paths if (begun := search.read(path))]
+    if searches:
+        trials = {s.path / t.name: t for s in searches for t in s.trials}
+        runs = [dataclasses.replace(r, results=_with_rung(r, trials.get(r.path))) for r in runs]
+    return Comparison(sorted(runs, key=lambda run: -(run.top1 or 0)), changed, searches)
+
+
+def _with_rung(run: Run, trial: Trial | None) -> dict[str, Any]:
+    """The results, and which rung of its search the run has reached."""
+    return {**run.results, "rung": trial.reports[-1].rung if trial and trial.reports else None}
 
 
 def find(path: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """One HTML page that compares runs: a table, curves, parallel coordinates. It needs no network;
 standard library only."""
 
+import base64
 import json
 import math
 from collections.abc import Sequence
@@ -29,13 +30,15 @@ def page(
     changed: Sequence[str] = (),
     result: str = "top-1",
     over_seeds: Sequence[dict[str, Cell]] = (),
+    pictures: Sequence[Path] = (),
 ) -> str:
     """The page's text.
 
     changed: the columns that are configuration keys; the others are results.
     result: the column that the table is sorted by at first and the parallel coordinates are
     coloured by.
-    over_seeds: rows of a table of means, the best first."""
+    over_seeds: rows of a table of means, the best first.
+    pictures: PNG files, which the page then holds."""
     columns = list(dict.fromkeys(column for row in rows for column in row.cells))
     data = {
         "title": title,
@@ -43,6 +46,7 @@ def page(
         "changed": [c for c in changed if c in columns],
         "result": result,
         "runs": [_run(row, columns) for row in rows],
+        "pictures": [base64.b64encode(path.read_bytes()).decode() for path in pictures],
         "overSeeds": [{name: _cell(value) for name, value in row.items()} for row in over_seeds],
     }
     return TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", _embedded(data))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 JOURNAL = "search.journal"  # optuna's journal storage, in the sweep's directory
-ENOUGH = 8  # results of a rung, to speak of importance
+ENOUGH = 8  # results, to speak of importance
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,41 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """kind: what it was searched with; maximize: whether a greater value is better."""
+    """path: its directory; kind: what it was searched with; maximize: whether a greater value is
+    better."""
 
-    name: str
+    path: Path
     kind: str
     metric: str
     maximize: bool
     trials: list[Trial]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def words(self) -> str:
+        """What has come of it, in a line."""
+        trained = [trial for trial in self.trials if trial.reports]
+        rungs = range(self.of_last_rung() + 1)
+        counts = [sum(trial.at(rung) is not None for trial in trained) for rung in rungs]
+        points = self.best_so_far()
+        if not points:
+            return f"search {self.name} ({self.kind}): no results yet"
+        pick = max if self.maximize else min
+        best = pick(
+            ((report.value, -trial.number) for trial in trained for report in trial.reports),
+        )
+        refused = sum(trial.refused for trial in self.trials)
+        running = sum(trial.state == "running" for trial in self.trials)
+        ended = sum(trial.state in ("stopped", "failed") for trial in self.trials) - refused
+        also = {"running": running, "ended for good": ended, "refused": refused}
+        return (
+            f"search {self.name} ({self.kind}): {len(trained)} trials; by rung "
+            f"{', '.join(map(str, counts))}; {points[-1][0]:.2f} machine hours; best "
+            f"{self.metric} {best[0]:.4f} (trial_{-best[1]:03d})"
+            + "".join(f"; {count} {what}" for what, count in also.items() if count)
+        )
 
     def best_so_far(self) -> list[tuple[float, float, int]]:
         """(machine hours, best value until then, images until then), a point for each result in
@@ -87,18 +115,15 @@ class Search:
     def of_last_rung(self) -> int:
         return max((r.rung for trial in self.trials for r in trial.reports), default=0)
 
-    def importance(self) -> tuple[int, dict[str, float]]:
-        """(rung, parameter -> its share), by PED-ANOVA (Watanabe, Bansal and Hutter 2023) over the
-        results of the highest rung that has enough of them; no shares where none has, or where
-        fewer than two parameters are drawn by all trials."""
-        for rung in range(self.of_last_rung(), -1, -1):
-            reached = [trial for trial in self.trials if trial.at(rung)]
-            if len(reached) >= ENOUGH:
-                return rung, _importance(reached, rung, self.maximize)
-        return 0, {}
+    def importance(self) -> dict[str, float]:
+        """Parameter -> its share, by PED-ANOVA (Watanabe, Bansal and Hutter 2023) over the results
+        of the first rung, which all trials have: those of later ones are of trials that are alike.
+        Empty where there are too few, or fewer than two parameters that all trials draw."""
+        reached = [trial for trial in self.trials if trial.at(0)]
+        return _importance(reached, self.maximize) if len(reached) >= ENOUGH else {}
 
 
-def _importance(trials: Sequence[Trial], rung: int, maximize: bool) -> dict[str, float]:
+def _importance(trials: Sequence[Trial], maximize: bool) -> dict[str, float]:
     optuna = require_optuna()
     shared = set.intersection(*(set(trial.params) for trial in trials))
     names = sorted(n for n in shared if len({str(trial.params[n]) for trial in trials}) > 1)
@@ -106,7 +131,7 @@ def _importance(trials: Sequence[Trial], rung: int, maximize: bool) -> dict[str,
         return {}
     study = optuna.create_study(direction="maximize" if maximize else "minimize")
     for trial in trials:
-        report = trial.at(rung)
+        report = trial.at(0)
         assert report is not None
         study.add_trial(
             optuna.trial.create_trial(
@@ -130,7 +155,7 @@ def read(directory: Path) -> Search | None:
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     about = study.user_attrs
     return Search(
-        directory.name,
+        directory,
         about["kind"],
         about["metric"],
         about["maximize"],

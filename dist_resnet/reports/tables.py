@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -113,9 +114,10 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def as_html(comparison: Comparison, title: str) -> str:
+def as_html(comparison: Comparison, title: str, pictures: Sequence[Path] = ()) -> str:
     rows = [_page_row(comparison, run) for run in comparison.runs]
-    return page(title, rows, changed=comparison.changed, over_seeds=over_seeds(comparison))
+    means, changed = over_seeds(comparison), comparison.changed
+    return page(title, rows, changed=changed, over_seeds=means, pictures=pictures)
 
 
 def _page_row(comparison: Comparison, run: Run) -> Row:

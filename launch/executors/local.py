@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -67,13 +68,15 @@ def check(workers: int, device: str) -> None:
 
 
 def train(run_dir: Path, workers: int, device: str, stop: StopSignal | None = None) -> str:
-    """Train with so many workers here. Returns 'completed' or 'terminated', or 'paused' at
-    stop.pause_at.
+    """Train with so many workers here. Returns 'completed' or 'terminated'.
 
     Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. `stop`:
-    of a caller that takes the last two itself. Raises ValueError or RuntimeError with the first
-    failed worker's message, rank and log."""
-    task = WorkerTask(str(run_dir), os.getpid(), pause_at=stop.pause_at if stop else None)
+    of a caller that takes the last two itself; then it may be 'paused', at stop.pause_at, or
+    'preempted' too, where a worker was told before. Raises ValueError or RuntimeError with the
+    first failed worker's message, rank and log."""
+    task = WorkerTask(str(run_dir), os.getpid())
+    if stop:
+        task = replace(task, pause_at=stop.pause_at, requeues=False)
     return run(task, run_dir / "logs", workers, device, stop)
 
 

@@ -26,7 +26,8 @@ class WorkerTask:
     it again.
 
     launcher: process id of a launcher on this machine, without which the worker must not go on.
-    pause_at: a step after which to save and leave.
+    pause_at: a step after which to save and leave; requeues: whether, once preempted, to ask to be
+    started again.
     max_faults: how often SLURM may start the job again after workers that ended without a word."""
 
     run_dir: str
@@ -34,6 +35,7 @@ class WorkerTask:
     max_faults: int = 5
     attempt: int = 0
     pause_at: int | None = None
+    requeues: bool = True
 
     def __call__(self) -> str:
         stop = StopSignal(
@@ -48,7 +50,7 @@ class WorkerTask:
         from dist_resnet import worker
 
         outcome = worker.main(self.run_dir, stop)
-        if outcome == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
+        if outcome == PREEMPTED and self.requeues and callable(stop.before[signal.SIGUSR2]):
             if job.global_rank == 0:
                 requeue(stop, job)
             sys.exit(0)  # without a result, which would be read as the job's end

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_resnet.reports.comparison import Comparison, compare as compare_runs, seeds_of
+from dist_resnet.reports.search import Search
 
 PIPED = 200  # columns, where nobody says how wide the reader's terminal is
 
@@ -65,13 +66,25 @@ def report(paths: Sequence[Path], figure: Path, html: Path | None, form: str = "
         sys.stdout.write(texts[form](found))
     else:
         _print_tables(tables.tables(found, _columns()))
+        for search in found.searches:
+            print(search.words())
+    pictures = _draw_searches(found.searches, figure)
     if html:
         names = ", ".join(path.name or str(path) for path in paths[:3])
         title = names + ("..." if len(paths) > 3 else "")
-        html.write_text(tables.as_html(found, title), encoding="utf-8")
+        html.write_text(tables.as_html(found, title, pictures), encoding="utf-8")
     draw(found, figure)
-    for path in filter(None, (figure, html)):
+    for path in filter(None, (figure, *pictures, html)):
         print(f"written: {path}", file=sys.stderr)
+
+
+def _draw_searches(searches: Sequence[Search], figure: Path) -> list[Path]:
+    """Beside the figure; none where nothing has been reported yet."""
+    from dist_resnet.reports.search_figure import draw_search  # matplotlib
+
+    begun = [search for search in searches if search.best_so_far()]
+    path = figure.with_name(f"{figure.stem}-search{figure.suffix}")
+    return [draw_search(begun, path)] if begun else []
 
 
 def draw(found: Comparison, path: Path) -> None:

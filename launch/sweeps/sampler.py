@@ -8,10 +8,11 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from dist_resnet.reports.search import Trial
+from dist_resnet.reports.search import Trial, require_optuna
 from launch.sweeps import space
 from launch.sweeps.definition import Sweep
 
+require_optuna()  # here for its settings: no line for every trial
 Draws = Literal["random", "tpe"]
 Drawn = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 

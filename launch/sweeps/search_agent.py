@@ -17,7 +17,7 @@ from dist_resnet.config import Config
 from dist_resnet.config.schedule import Plan
 from dist_resnet.reports.search import Report, Trial
 from dist_resnet.runtime import lock
-from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.runtime.signals import COMPLETED, PAUSED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import local, run_dir
 from launch.executors.task import requeue
@@ -56,7 +56,7 @@ class SearchAgentTask:
             trial = _next(study, stop)
             if trial is None:
                 break
-            while trial.state == "running" and trial.agent == study.agent:
+            while study.is_ours(trial):
                 after = self._advance(study, trial, stop)
                 if after is None:
                     return stop.requested or TERMINATED
@@ -69,6 +69,11 @@ class SearchAgentTask:
         print(f"\n== {trial.name}, to rung {trial.target}: {directory}", flush=True)
         try:
             config, plan = self.search.configuration(trial.values)
+        except ValueError as error:
+            print(f"the configuration refuses it: {error}", flush=True)
+            study.stop(trial, str(error), refused=True)
+            return study.fresh(trial)
+        try:
             run_dir.create(directory, config)
             if not _is_free(directory):
                 print(f"{directory} is still in use: left for later", flush=True)
@@ -95,7 +100,7 @@ class SearchAgentTask:
             return True  # by an agent that died before it could report
         stop.pause_at = step
         outcome = local.train(directory, self.search.workers, config.train.device, stop)
-        return outcome != TERMINATED
+        return outcome in (PAUSED, COMPLETED)
 
     def _report(self, directory: Path, plan: Plan, trial: Trial) -> Report:
         iteration, step = self.search.rung(plan, trial.target)

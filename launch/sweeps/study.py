@@ -77,28 +77,27 @@ class Study:
 
     def next_trial(self) -> Trial | None:
         """A trial for this agent, to be trained to its target: one that it was at before it was
-        ended, one that nobody is at, one of an agent that is dead, one that is promoted, a new one;
-        None where there is none of these now."""
+        ended, one of an agent that is dead, one that nobody is at, a new one; None where there is
+        none of these now."""
         with self._decision():
+            self._promote()  # what an agent may have left undone that died in its report
             trials = self.trials()
             running = [trial for trial in trials if trial.state == "running"]
             for trial in running:
                 if trial.agent == self.agent or self.heartbeat.is_dead(trial.agent):
                     return self._take_over(trial)
-            for trial in trials:
-                if trial.state == "open":
-                    return self._claim(trial, trial.target)
-            found = rungs.promotable(trials, self.search.rungs, self.search.maximize)
-            if found:
-                return self._claim(found, found.target + 1)
+            waiting = [trial for trial in trials if trial.state == "open"]
+            if waiting:
+                return self._claim(max(waiting, key=lambda t: (t.target, -t.number)))
             return self._new(trials)
 
     def report(self, trial: Trial, report: Report) -> Trial:
-        """Note the result at trial.target. It may be there already, from an agent that died then.
-        Returns the trial as it is now: still running where it goes on at once."""
+        """Note the result at trial.target; it may be there already, from an agent that died then.
+        Which trials go on follows at once, so that it is a matter of the results and their order
+        alone. Returns the trial as it is now: still running where it goes on here."""
         with self._decision():
             now = self.fresh(trial)
-            if not self._is_ours(now):
+            if not self.is_ours(now):
                 return now  # taken by another, who thought us dead
             if not now.at(report.rung):
                 reports = [*now.reports, report]
@@ -107,26 +106,26 @@ class Study:
             self._settle(self.fresh(trial))
             return self.fresh(trial)
 
-    def stop(self, trial: Trial, reason: str, state: TrialState = TrialState.PRUNED) -> None:
-        """For good."""
-        with self._decision():
-            if self._is_ours(self.fresh(trial)):
-                self._set(trial, reason=reason)
-                self._storage.set_trial_state_values(trial.id, state)
+    def stop(self, trial: Trial, reason: str, *, refused: bool = False) -> None:
+        """For good. One that the configuration refuses takes no place among those to be trained."""
+        self._end(trial, TrialState.PRUNED, reason=reason, refused=refused)
 
     def release(self, trial: Trial) -> None:
         """Leave it to whoever asks next, as far as it is."""
         with self._decision():
-            if self._is_ours(self.fresh(trial)):
+            if self.is_ours(self.fresh(trial)):
                 self._storage.set_trial_state_values(trial.id, TrialState.WAITING)
 
     def note_fault(self, trial: Trial, reason: str, limit: int) -> None:
         """Its training ended without a word: it is tried again, up to a limit."""
         if trial.faults >= limit:
-            self.stop(trial, f"{trial.faults + 1} such ends: {reason}", TrialState.FAIL)
+            self._end(trial, TrialState.FAIL, reason=f"{trial.faults + 1} such ends: {reason}")
             return
         self._set(trial, faults=trial.faults + 1)
         self.release(trial)
+
+    def is_ours(self, trial: Trial) -> bool:
+        return trial.state == "running" and trial.agent == self.agent
 
     def may_be_dead(self, idle_s: float) -> bool:
         """Whether an agent that is at a trial has been silent for so long."""
@@ -137,6 +136,7 @@ class Study:
     def _decision(self) -> Iterator[None]:
         lock = Lock(self._decisions)
         lock.acquire()
+        self._decisions.touch()  # who waits takes it for dead where it stays as it is
         try:
             yield
         finally:
@@ -144,45 +144,39 @@ class Study:
                 lock.release()
 
     def _new(self, trials: Sequence[Trial]) -> Trial | None:
-        search, known = self.search, list(trials)
-        if sum(not trial.refused for trial in known) >= search.cap:
+        search = self.search
+        if sum(not trial.refused for trial in trials) >= search.cap:
             return None
-        for _ in range(REFUSALS):
-            number = len(known)
-            drawn = sampler.draw(
-                search.sweep, search.draws, search.seed, number, known, search.maximize
+        last = trials[-REFUSALS:]
+        if len(last) == REFUSALS and all(trial.refused for trial in last):
+            raise ValueError(
+                f"{REFUSALS} draws in a row are refused by the configuration, the last because "
+                f"{last[-1].reason}"
             )
-            try:
-                search.configuration(drawn[0])
-            except ValueError as error:
-                known.append(self._add(drawn, str(error)))
-            else:
-                return self._add(drawn)
-        raise ValueError(
-            f"{REFUSALS} draws in a row are refused by the configuration, the last because "
-            f"{known[-1].reason}"
+        values, params, distributions = sampler.draw(
+            search.sweep, search.draws, search.seed, len(trials), trials, search.maximize
         )
-
-    def _add(self, drawn: sampler.Drawn, refused: str | None = None) -> Trial:
-        values, params, distributions = drawn
-        attributes = {"values": values, "target": 0, "agent": self.agent}
-        if refused:
-            attributes |= {"reason": refused, "refused": True}
         self._study.add_trial(
             create_trial(
-                state=TrialState.PRUNED if refused else TrialState.RUNNING,
+                state=TrialState.RUNNING,
                 params=params,
                 distributions=distributions,
-                user_attrs=attributes,
+                user_attrs={"values": values, "target": 0, "agent": self.agent},
             )
         )
-        return self.trials()[-1]
+        return [trial for trial in self.trials() if trial.agent == self.agent][-1]
 
-    def _claim(self, trial: Trial, target: int) -> Trial:
-        self._set(trial, target=target)
-        self._set(trial, agent=self.agent)
-        assert self._storage.set_trial_state_values(trial.id, TrialState.RUNNING)
+    def _claim(self, trial: Trial) -> Trial:
+        """Another's, after all, where the lock was taken from us: the journal has the last word."""
+        if self._storage.set_trial_state_values(trial.id, TrialState.RUNNING):
+            self._set(trial, agent=self.agent)
         return self.fresh(trial)
+
+    def _end(self, trial: Trial, state: TrialState, **attributes: Any) -> None:
+        with self._decision():
+            if self.is_ours(self.fresh(trial)):
+                self._set(trial, **attributes)
+                self._storage.set_trial_state_values(trial.id, state)
 
     def _take_over(self, trial: Trial) -> Trial:
         if trial.agent != self.agent:
@@ -198,6 +192,7 @@ class Study:
             self._storage.set_trial_state_values(trial.id, TrialState.COMPLETE, values)
         elif self.search.rungs.rule == "asha":
             self._storage.set_trial_state_values(trial.id, TrialState.WAITING)
+            self._promote()
         else:
             reason = rungs.below_median(trial, self.trials(), self.search.maximize)
             if reason:
@@ -206,11 +201,14 @@ class Study:
             else:
                 self._set(trial, target=trial.target + 1)
 
+    def _promote(self) -> None:
+        """Give a further rung to all who have deserved it."""
+        search = self.search
+        while found := rungs.promotable(self.trials(), search.rungs, search.maximize):
+            self._set(found, target=found.target + 1)
+
     def fresh(self, trial: Trial) -> Trial:
         return as_trial(self._storage.get_trial(trial.id))
-
-    def _is_ours(self, trial: Trial) -> bool:
-        return trial.state == "running" and trial.agent == self.agent
 
     def _set(self, trial: Trial, **attributes: Any) -> None:
         for key, value in attributes.items():
