@@ -1,5 +1,4 @@
-"""Before the first step: compile, choose algorithms, capture the step as one CUDA graph; without a
-trace in the training."""
+"""A whole step, captured as one CUDA graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +17,19 @@ class GraphedUpdate:
     in place of hundreds."""
 
     def __init__(self, run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels = images.clone(), labels.clone()
         for group in run.optimizer.param_groups:
             group["lr"] = torch.tensor(
                 float(group["lr"]), device=run.world.device
             )  # read by the graph, changed by optim.set_lr
         with _beside(torch.cuda.Stream()):
             for _ in range(WARM_UP_STEPS):
-                loop.update(run, images, labels)
+                loop.update(run, self.images, self.labels)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             self.graph, capture_error_mode="thread_local"
         ):  # NCCL's watchdog and the loader have threads of their own
-            loop.update(run, images, labels)
+            loop.update(run, self.images, self.labels)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images.copy_(images)
@@ -38,32 +37,12 @@ class GraphedUpdate:
         self.graph.replay()
 
 
-def warm_up(run: Training) -> None:
-    """Takes what time it takes before the clock of the training starts, where there is anything to
-    compile or to capture.
-
-    To be called after a resume: a graph holds on to the tensors that it has seen."""
-    settings = run.config.train
-    if settings.compile == "none" and not settings.cuda_graph:
-        return
-    if settings.cuda_graph and run.world.device.type != "cuda":
-        raise ValueError("train.cuda_graph = True: there is no GPU; leave it out")
-    order = loop.epoch_order(run, 0)[: run.plan.local_batch]
-    images, labels = next(batches := run.train_data.batches(order))
-    images, labels = images.clone(), labels.clone()
-    batches.close()
-    run.model.train()
-    with _restored(run):
-        if settings.cuda_graph:
-            run.update = GraphedUpdate(run, images, labels)
-        else:
-            loop.update(run, images, labels)
-
-
 def release(run: Training) -> None:
-    """To be called before the process group is left: NCCL waits until no graph holds its
-    communicator."""
+    """Steps without a graph again. To be called before the process group is left, too: NCCL waits
+    until no graph holds its communicator."""
     run.update = partial(loop.update, run)
+    for group in run.optimizer.param_groups:
+        group["lr"] = float(group["lr"])
 
 
 @contextmanager
@@ -72,28 +51,3 @@ def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream().wait_stream(stream)
-
-
-@contextmanager
-def _restored(run: Training) -> Iterator[None]:
-    """Weights, statistics, momenta, the scaler and the sums are afterwards what they were, in the
-    very same memory."""
-    kept = [*run.model.module.state_dict().values(), run.sums.totals]
-    before = [t.clone() for t in kept]
-    momenta = {p: {k: v.clone() for k, v in s.items()} for p, s in run.optimizer.state.items()}
-    scaler = run.scaler.state_dict()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(kept, before):
-                tensor.copy_(value)
-            for parameter, state in run.optimizer.state.items():
-                for (
-                    key,
-                    tensor,
-                ) in state.items():  # what the optimizer has made only now starts at zero
-                    tensor.copy_(
-                        momenta[parameter][key]
-                    ) if parameter in momenta else tensor.zero_()
-        run.scaler.load_state_dict(scaler)
