@@ -21,8 +21,7 @@ def data_parallel(
     In a step each rank goes `parts` times forward and backward, once for each of its virtual
     workers, and calls `collect` after each; then all call `average_gradients`."""
     train = config.train
-    flat = train.all_reduce in ("flat", "ordered") or config.batch.virtual_workers
-    if flat or config.drops_blocks:  # DDP's buckets would wait for gradients that do not come
+    if train.all_reduce in ("flat", "ordered") or config.batch.virtual_workers:
         return FlatAllReduce(model, config, parts, world)
     return BucketedDDP(model, train, world)
 
@@ -86,6 +85,7 @@ class FlatAllReduce(nn.Module):
         self.average = torch.empty(size, device=world.device)
         compressed = config.train.gradient_type == "bf16"
         self.wire = torch.empty_like(self.average, dtype=torch.bfloat16) if compressed else None
+        self.alone = parts * world.size == 1 and not compressed  # nothing to average with
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.statistics and self.parts > 1:
@@ -97,6 +97,8 @@ class FlatAllReduce(nn.Module):
 
     def collect(self) -> None:
         """Take over the gradients of the backward pass that has just ended."""
+        if self.alone:
+            return
         leaf = self.sum.buffer()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
         torch._foreach_copy_(self._views(leaf), gradients + self.statistics)
@@ -106,6 +108,8 @@ class FlatAllReduce(nn.Module):
             parameter.grad = None
 
     def average_gradients(self) -> None:
+        if self.alone:
+            return
         total = self.sum.total() if self.ordered else self._all_reduced(self.sum.local())
         torch.mul(total, 1 / (self.parts * self.world.size), out=self.average)
         views = self._views(self.average)
