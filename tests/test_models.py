@@ -60,7 +60,7 @@ def test_describe_shows_blocks_or_layers_of_the_configurations_own_network(capsy
         with pytest.raises(SystemExit):
             main([*words, *extra, "--model.width", "2"])
         found = json.loads(capsys.readouterr().out)
-        assert len(found) == rows and found[2]["kind"] == kind
+        assert len(found) == rows and kind in {row["kind"] for row in found}
         wide = cifar.build(CifarModel(name="resnet20", width=2), 100)
         assert sum(row["parameters"] for row in found) == count(wide)
     with pytest.raises(SystemExit) as end:
@@ -220,21 +220,10 @@ def test_cifar_stem_keeps_the_resolution():
 
 def test_weight_decay_can_leave_out_vectors():
     model = cifar.resnet20()
-    for everywhere, expected in ((True, 1e-4), (False, 0.0)):
-        weights, gammas, biases = optim.parameter_groups(
-            Optim(decay_norm_and_bias=everywhere), model
-        )
-        assert (
-            weights["weight_decay"] == 1e-4
-            and gammas["weight_decay"] == biases["weight_decay"] == expected
-        )
-        assert (
-            sum(p.numel() for p in gammas["params"] + biases["params"])
-            == sum(
-                p.numel()
-                for m in model.modules()
-                if isinstance(m, nn.BatchNorm2d)
-                for p in m.parameters()
-            )
-            + 10
-        )
+    (everything,) = optim.parameter_groups(Optim(), model)
+    assert everything["weight_decay"] == 1e-4 and len(everything["params"]) == 59
+    weights, vectors = optim.parameter_groups(Optim(decay_norm_and_bias=False), model)
+    assert weights["weight_decay"] == 1e-4 and vectors["weight_decay"] == 0
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    of_norms = sum(p.numel() for m in norms for p in m.parameters())
+    assert sum(p.numel() for p in vectors["params"]) == of_norms + 10
