@@ -24,7 +24,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 from dist_resnet import worker
-from dist_resnet.acceleration import cuda_graph
+from dist_resnet.acceleration import fast_paths
 from dist_resnet.config import config_file
 from dist_resnet.data import manifest
 from dist_resnet.data.manifest import Manifest
@@ -196,7 +196,7 @@ def build(config: Any, run_dir: Path, world: World) -> Training:
         config, run_dir, data_dir, manifest.load(data_dir), world, StopSignal(), Progress()
     )
     run.tracker.writes = False
-    cuda_graph.warm_up(run)
+    fast_paths.engage(run)
     return run
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dist_resnet import models
-from dist_resnet.acceleration import casting, cuda_graph
-from dist_resnet.config import Config, SpeedrunModel, config_file, schedule
+from dist_resnet.acceleration import cuda_graph, fast_paths
+from dist_resnet.config import Config, SpeedrunModel, config_file, for_device, schedule
 from dist_resnet.data import loader, manifest
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.models.cifar import ResNet as CifarResNet
@@ -68,11 +69,11 @@ def life(
     """From build to finish or leave. What it holds of the process group is let go with it."""
     run = build(config, run_dir, data_dir, betons, world, stop, progress)
     announce(run, betons)
-    resume(run, run_dir, betons)
+    saved = resume(run, run_dir, betons)
     start = starts.Start(run_dir, writes=world.rank == 0)
     start.begin(world.gather(starts.node()), world.size, world.device.type, progress.step)
     try:
-        cuda_graph.warm_up(run)
+        fast_paths.engage(run, saved)
         outcome = loop.fit(run)
         if outcome == COMPLETED:
             finish(run, run_dir, data_dir, betons)
@@ -113,6 +114,8 @@ def build(
 ) -> Training:
     """Everything that a training needs, as it is before step 0."""
     train = config.train
+    if train.cuda_graph is True and world.device.type != "cuda":
+        raise ValueError("train.cuda_graph = True: there is no GPU; leave it out")
     plan = schedule.plan(config, world.size, betons.splits["train"].samples)
     tracker = Tracker(run_dir, plan.last_step, writes=world.rank == 0)
     prepare_torch(config, world)
@@ -125,16 +128,12 @@ def build(
         some = np.arange(min(WHITENING_IMAGES, train_data.num_samples))
         assert isinstance(network, SpeedrunResNet)
         network.whiten(torch.cat([normalise(images) for images, _ in train_data.batches(some)]))
-    model = data_parallel.data_parallel(network, config, plan.parts, world)
+    model = data_parallel.data_parallel(
+        network, for_device.settle(config, world.device.type), plan.parts, world
+    )
     if train.activation_checkpointing:
         assert isinstance(network, CifarResNet)
         network.recompute = True
-    if train.cast == "together":
-        casting.cast_together(network, normalise.dtype)
-    if (
-        train.compile != "none"
-    ):  # after DDP has settled its buckets, and in place: the parameters keep their names
-        network.compile(mode=None if train.compile == "default" else train.compile)
     run = Training(
         config=config,
         plan=plan,
@@ -189,9 +188,9 @@ def announce(run: Training, betons: Manifest) -> None:
         )
 
 
-def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
+def resume(run: Training, run_dir: Path, betons: Manifest) -> dict[str, Any] | None:
     """Take up the latest whole checkpoint, if there is one, and open the tracker there. Where there
-    is none, the training begins: with train.init_from, from those weights."""
+    is none, the training begins: with train.init_from, from those weights. Returns it."""
     saved = checkpoint.load_latest(run_dir / "checkpoints", run.world)
     if saved is not None:
         state.restore(run, saved, run_dir, betons)
@@ -208,6 +207,7 @@ def resume(run: Training, run_dir: Path, betons: Manifest) -> None:
         saved["wandb_id"] if saved else "",
         tags=(run.config.model.name, betons.dataset, where),
     )
+    return saved
 
 
 def start_from(run: Training, source: str, betons: Manifest) -> None:

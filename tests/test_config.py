@@ -84,7 +84,10 @@ def test_overrides_are_typed(path):
         ),
         (["--model.family", "speedrun", "--model.name", "resnet9"], ["resnet9", "3n+2"]),
         (["--model.activation", "gelu"], ["model.activation", "speedrun"]),
-        (["--train.cuda_graph", "true"], ["train.cuda_graph", "--train.all_reduce flat"]),
+        (
+            ["--train.cuda_graph", "true", "--train.all_reduce", "buckets"],
+            ["train.cuda_graph", "--train.all_reduce flat"],
+        ),
         (["--model.bn", "first", "--model.block_order", "preact"], ["model.bn", "preact"]),
         (["--schedule.milestones", "[32000, 70000]"], ["70000", "64000", "schedule.steps"]),
         (["--schedule.milestones", "[3, 2]"], ["[3, 2]", "rise"]),

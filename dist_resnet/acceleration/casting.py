@@ -1,19 +1,20 @@
 """All weights cast to half precision together, where autocast casts them one after the other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def cast_together(model: nn.Module, dtype: torch.dtype) -> None:
+def cast_together(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """From now on a call of `model` starts with one cast of its convolutions' and linear layers'
     weights, and its backward pass ends with one of their gradients. The weights stay float32, and
     every bit is what autocast computes.
 
     On a GPU that is a few kernels in place of one for each weight and one for each gradient (225 a
     step for ResNet-110). All gradients then arrive together, so that DDP has nothing to reduce
-    meanwhile."""
+    meanwhile. Returns what takes it back."""
     places = [
         (layer, name)
         for layer in model.modules()
@@ -32,8 +33,16 @@ def cast_together(model: nn.Module, dtype: torch.dtype) -> None:
         for layer, name in places:
             vars(layer).pop(name, None)
 
-    model.register_forward_pre_hook(shadow)
-    model.register_forward_hook(uncover, always_call=True)
+    handles = [
+        model.register_forward_pre_hook(shadow),
+        model.register_forward_hook(uncover, always_call=True),
+    ]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
 
 
 class _Cast(torch.autograd.Function):

@@ -43,10 +43,13 @@ class Config:
         )
         one_size = self.data.min_resolution is None
         require(
-            not self.train.cuda_graph or (self.optim.name == "sgd" and one_size),
+            self.train.cuda_graph is not True
+            or (self.optim.name == "sgd" and one_size and not self._takes_buckets()),
             "train.cuda_graph",
             True,
-            "needs optim.name sgd and images of one size throughout (no data.min_resolution)",
+            "needs optim.name sgd, images of one size throughout (no data.min_resolution), and "
+            "--train.all_reduce flat, or auto without train.static_graph and "
+            "batch.virtual_workers",
         )
 
         require(
@@ -82,7 +85,7 @@ class Config:
                 all_reduce=train.all_reduce != "buckets",
                 static_graph=not train.static_graph,
                 compile=train.compile == "none",
-                cuda_graph=not train.cuda_graph,
+                cuda_graph=train.cuda_graph is not True,
             )
 
     def _need(self, remedy: str, **fits: bool) -> None:
@@ -94,6 +97,13 @@ class Config:
     def drops_blocks(self) -> bool:
         """Whether steps leave out parts of the network."""
         return isinstance(self.model, CifarModel) and self.model.stochastic_depth > 0
+
+    def _takes_buckets(self) -> bool:
+        """Whether `train.all_reduce: auto` cannot be flat."""
+        train = self.train
+        return train.all_reduce == "auto" and (
+            train.static_graph or self.batch.virtual_workers is not None
+        )
 
     def sections(self) -> Iterator[tuple[str, Section]]:
         for field in dataclasses.fields(self):

@@ -1,7 +1,7 @@
 """Settings of the training itself, and of its tracking."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Optional
+from typing import ClassVar, Literal, Optional, Union
 
 from dist_resnet.config.section import Section, parse_length, setting
 
@@ -27,27 +27,33 @@ class Train(Section):
         "torch.compile of the network: fuses BN, ReLU and addition; on two CPU cores under 10 % "
         "faster for ResNet-20, slower for wide ones",
     )
-    cast: Literal["each", "together"] = setting(
-        "each",
+    cast: Literal["auto", "each", "together"] = setting(
+        "auto",
         "weights to half precision: one by one (autocast), or all in a few kernels, with the same "
-        "bits; on a CPU no faster beyond noise",
+        "bits; auto: together on a GPU, with all_reduce flat or ordered",
     )
     activation_checkpointing: bool = setting(
         False,
         "family cifar: keep activations between blocks only, and compute the rest again: "
         "less memory, one more forward pass",
     )
-    cuda_graph: bool = setting(
-        False,
+    cuda_graph: Union[bool, Literal["auto"]] = setting(
+        "auto",
         "one CUDA graph of the whole step: forward, backward, all-reduce, update; "
-        "needs train.all_reduce flat; not measured yet",
+        "auto: on a GPU with all_reduce flat, SGD and images of one size; not measured yet",
     )
     all_reduce: Literal["auto", "buckets", "flat", "ordered"] = setting(
         "auto",
         "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it; "
         "ordered: likewise, added in the order of the virtual workers' numbers, whatever the world "
-        "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth, else "
-        "buckets",
+        "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth and "
+        "on a GPU for 32x32 images' networks, else buckets",
+    )
+    fast_paths: Literal["check", "require", "trust"] = setting(
+        "check",
+        "before step 0, what makes a step faster (cast, compile, cuda_graph ...) is compared with "
+        "the plain way; check: on a GPU, and what differs is left out; require: on any device, and "
+        "what differs is an error; trust: never",
     )
     bucket_mib: float = setting(25.0, "size of DDP's buckets")
     static_graph: bool = setting(
@@ -109,7 +115,7 @@ class Train(Section):
         )
         self.require(self.bucket_mib > 0, "bucket_mib", "must be positive")
         self.require(
-            self.cast == "each"
+            self.cast != "together"
             or (
                 self.precision != "fp32"
                 and self.compile == "none"
@@ -125,7 +131,7 @@ class Train(Section):
             "cannot be had with train.activation_checkpointing",
         )
         self.require(
-            self.compile != "max-autotune" or not self.cuda_graph,
+            self.compile != "max-autotune" or self.cuda_graph is not True,
             "compile",
             "makes CUDA graphs of its own; with train.cuda_graph use --train.compile default",
         )
@@ -135,9 +141,10 @@ class Train(Section):
             "is DDP's; needs --train.all_reduce buckets",
         )
         self.require(
-            not self.cuda_graph or (self.all_reduce == "flat" and self.device != "cpu"),
+            self.cuda_graph is not True
+            or (self.all_reduce in ("auto", "flat") and self.device != "cpu"),
             "cuda_graph",
-            "needs --train.all_reduce flat, and a GPU",
+            "needs --train.all_reduce flat or auto, and a GPU",
         )
         self.require(self.timeout_s > 0, "timeout_s", "must be positive")
         for key in ("log_every", "evaluate_every", "checkpoint_every"):

@@ -1,7 +1,6 @@
 """The whole beton on the training device: batches are gathered, cropped and flipped there."""
 
 import math
-import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -20,13 +19,14 @@ SHARE = 0.25  # of the device's free memory, at most
 CPU = torch.device("cpu")
 BLOCK = 4096  # images that are read at once
 Batch = tuple[torch.Tensor, torch.Tensor]
+Kernel = Callable[[torch.Tensor, torch.Tensor, int, Augment], torch.Tensor]
 
 
 class ResidentLoader:
     """Batches of one beton of raw images of one size, with the very pixels of StreamingLoader.
 
     uint8 images (N, 3, H, W) in channels_last, int64 labels (N,), on `device`. A batch is the
-    caller's to keep."""
+    caller's to keep. With a `kernel` that normalises too, images are in the training dtype."""
 
     def __init__(
         self,
@@ -40,9 +40,8 @@ class ResidentLoader:
         self.images, self.labels = read_raw(path, device)
         self.batch_size, self.augment, self.threads = batch_size, augment, threads
         self.num_samples = len(self.labels)
-        self.crop_flip = (
-            _kernel(self.images, augment) if augment and device.type == "cuda" else sampling.augment
-        )
+        # in place of what crops and flips: (images, ids, epoch, augment) -> images (N, H, W, 3)
+        self.kernel: Kernel | None = None
 
     def batches(self, ids: np.ndarray, epoch: int = 0) -> Generator[Batch]:
         """The samples `ids` (int64, in this order) of an epoch, the last batch perhaps smaller.
@@ -60,8 +59,10 @@ class ResidentLoader:
     def _images(self, ids: torch.Tensor, epoch: int) -> torch.Tensor:
         if self.augment is None:
             return self.images[ids]
+        if self.kernel is not None:
+            return self.kernel(self.images, ids, epoch, self.augment)
         if ids.device.type != "cpu":
-            return self.crop_flip(self.images, ids, epoch, self.augment)
+            return sampling.augment(self.images, ids, epoch, self.augment)
         out = torch.empty((len(ids), *self.images.shape[1:]), dtype=torch.uint8)
         if self.threads:
             numba.set_num_threads(self.threads)
@@ -95,26 +96,6 @@ def read_raw(path: Path, device: torch.device = CPU) -> tuple[torch.Tensor, torc
             )
         )
     return images, torch.from_numpy(labels).to(device)
-
-
-def _kernel(images: torch.Tensor, how: Augment) -> Callable:
-    """What crops and flips on a GPU: one kernel, or torch's operations, of the same pixels, where
-    triton cannot compile it."""
-    try:
-        from dist_resnet.data import triton_augment  # torch for CPUs comes without triton
-
-        triton_augment.crop_flip(
-            images, torch.zeros(1, dtype=torch.int64, device=images.device), 0, how
-        )
-        return triton_augment.crop_flip
-    except Exception as error:  # of triton's many kinds
-        warnings.warn(
-            "crop and flip take 65 operations a batch in place of one, since triton cannot "
-            f"compile it here: {error!r}; it needs a C "
-            "compiler and Python's headers",
-            stacklevel=2,
-        )
-        return sampling.augment
 
 
 def obstacle(

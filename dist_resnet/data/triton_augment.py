@@ -11,7 +11,7 @@ import triton.language as tl
 from dist_resnet.data import sampling
 from dist_resnet.data.sampling import DX_SHIFT, DY_SHIFT, FIELD, MIX_1, MIX_2, Augment
 
-BLOCK = 1024  # bytes of the output that one program writes
+BLOCK = 1024  # values of the output that one program writes
 _MIX_1, _MIX_2, _DX, _DY, _FIELD = (
     tl.constexpr(v) for v in (MIX_1, MIX_2, DX_SHIFT, DY_SHIFT, FIELD)
 )
@@ -30,6 +30,7 @@ def kernel(
     images,
     ids,
     out,
+    table,
     crop_key,
     flip_key,
     turned,
@@ -42,9 +43,10 @@ def kernel(
     pad: tl.constexpr,
     flips: tl.constexpr,
     cutout: tl.constexpr,
+    normalises: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Program (i, j) writes bytes j * block ... of image i; out[y, x] as in data/augment.py."""
+    """Program (i, j) writes values j * block ... of image i; out[y, x] as in data/augment.py."""
     sample = tl.load(ids + tl.program_id(0)).to(tl.int64)
     hashed = mix(sample.to(tl.uint64))
     crop = mix(hashed ^ crop_key.to(tl.uint64))
@@ -69,16 +71,25 @@ def kernel(
         images + sample * size + (row * width + column) * 3 + colour, mask=seen, other=0
     )
     fill = tl.where(colour == 0, red, tl.where(colour == 1, green, blue)).to(tl.uint8)
-    tl.store(
-        out + tl.program_id(0).to(tl.int64) * size + k, tl.where(seen, pixels, fill), mask=k < size
-    )
+    values = tl.where(seen, pixels, fill)
+    if normalises:
+        values = tl.load(table + values.to(tl.int32) * 3 + colour)
+    tl.store(out + tl.program_id(0).to(tl.int64) * size + k, values, mask=k < size)
 
 
-def crop_flip(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -> torch.Tensor:
+def crop_flip(
+    images: torch.Tensor,
+    ids: torch.Tensor,
+    epoch: int,
+    how: Augment,
+    table: torch.Tensor | None = None,
+) -> torch.Tensor:
     """What sampling.augment answers: uint8 (N, H, W, 3) of images, uint8 (samples, H, W, 3), and
-    ids, int64 (N,), on one GPU."""
+    ids, int64 (N,), on one GPU. With a `table` (256, 3), each value of each colour as it is there
+    (Normalise.table)."""
     _, height, width, _ = images.shape
-    out = torch.empty((len(ids), *images.shape[1:]), dtype=torch.uint8, device=images.device)
+    dtype = torch.uint8 if table is None else table.dtype
+    out = torch.empty((len(ids), *images.shape[1:]), dtype=dtype, device=images.device)
     crop_key, flip_key, turned, hole_key = (
         sampling.signed(int(value)) for value in how.keys(epoch)
     )
@@ -86,6 +97,7 @@ def crop_flip(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment)
         images,
         ids,
         out,
+        images if table is None else table,
         crop_key,
         flip_key,
         turned,
@@ -96,6 +108,7 @@ def crop_flip(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment)
         how.pad,
         how.flip != "none",
         how.cutout,
+        table is not None,
         BLOCK,
     )
     return out

@@ -86,6 +86,8 @@ class FlatAllReduce(nn.Module):
         self.average = torch.empty(size, device=world.device)
         compressed = config.train.gradient_type == "bf16"
         self.wire = torch.empty_like(self.average, dtype=torch.bfloat16) if compressed else None
+        one = parts * world.size == 1
+        self.alone = one and not compressed and not config.drops_blocks  # nothing to average with
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.statistics and self.parts > 1:
@@ -97,6 +99,8 @@ class FlatAllReduce(nn.Module):
 
     def collect(self) -> None:
         """Take over the gradients of the backward pass that has just ended."""
+        if self.alone:
+            return
         leaf = self.sum.buffer()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
         torch._foreach_copy_(self._views(leaf), gradients + self.statistics)
@@ -106,6 +110,8 @@ class FlatAllReduce(nn.Module):
             parameter.grad = None
 
     def average_gradients(self) -> None:
+        if self.alone:
+            return
         total = self.sum.total() if self.ordered else self._all_reduced(self.sum.local())
         torch.mul(total, 1 / (self.parts * self.world.size), out=self.average)
         views = self._views(self.average)

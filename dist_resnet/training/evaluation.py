@@ -38,6 +38,7 @@ def evaluate(
         for images, labels in data.batches(ids):
             logits = predict(model, images, normalise, tta)
             sums.add(logits, labels, F.cross_entropy(logits, labels), part)
+            sums.count(len(labels), part)
     means = sums.reduce(world)
     model.train()
     return means

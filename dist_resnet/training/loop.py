@@ -57,6 +57,9 @@ class Training:
     stop_vote: StopVote
     save: Callable[[], bool]  # writes a checkpoint of progress.step; whether that went well
     saved: bool = False  # what the last call of it returned
+    # what makes a step faster -> 'used' or 'refused: why', and where that was found
+    fast_paths: dict[str, str] = field(default_factory=dict)
+    devices: str = ""
     sums: Sums = field(init=False)
     # with a batch; a CUDA graph may take its place
     update: Callable[[torch.Tensor, torch.Tensor], None] = field(init=False)
@@ -121,6 +124,8 @@ def train_step(run: Training, batch: Batch, lr: float) -> None:
     run.mixing.draw(step)
     run.depth.draw(step)
     run.update(*batch)
+    for part in range(run.plan.parts):
+        run.sums.count(run.plan.local_batch // run.plan.parts, part)
     run.lookahead.after(step + 1)
     run.ema.after(step + 1)
 

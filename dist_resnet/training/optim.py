@@ -55,23 +55,27 @@ def _of_timm(
 
 
 def parameter_groups(config: Optim, model: nn.Module) -> list[dict]:
-    """Weights; BN's gammas; biases, BN's among them. The last two are vectors and may go without
-    weight decay; biases may have a learning rate of their own, and then keep the product of it and
-    their weight decay (airbench does so)."""
+    """Weights, BN's gammas and biases (BN's among them), in as few groups as their settings allow:
+    each is a launch. The last two are vectors and may go without weight decay; biases may have a
+    learning rate of their own, and then keep the product of it and their weight decay (airbench
+    does so)."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     biases = [p for name, p in trained if name.endswith("bias")]
     gammas = [p for name, p in trained if p.ndim <= 1 and not name.endswith("bias")]
+    weights = [p for _, p in trained if p.ndim > 1]
     decay = config.weight_decay if config.decay_norm_and_bias else 0.0
-    groups = [
-        {
-            "params": [p for _, p in trained if p.ndim > 1],
-            "weight_decay": config.weight_decay,
-            "lr_factor": 1.0,
-        },
-        {"params": gammas, "weight_decay": decay, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": decay / config.bias_lr, "lr_factor": config.bias_lr},
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameters, weight_decay, lr_factor in (
+        (weights, config.weight_decay, 1.0),
+        (gammas, decay, 1.0),
+        (biases, decay / config.bias_lr, config.bias_lr),
+    ):
+        if parameters:
+            groups.setdefault((weight_decay, lr_factor), []).extend(parameters)
+    return [
+        {"params": parameters, "weight_decay": weight_decay, "lr_factor": lr_factor}
+        for (weight_decay, lr_factor), parameters in groups.items()
     ]
-    return [group for group in groups if group["params"]]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

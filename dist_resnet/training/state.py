@@ -23,6 +23,8 @@ def capture(run: Training, betons: Manifest) -> dict[str, Any]:
         "sums": run.sums.table(run.world),
         "config": run.config.to_dict(),
         "card": Card.of(run.config, betons).to_dict(),
+        "fast_paths": run.fast_paths,
+        "devices": run.devices,
         "wandb_id": run.tracker.wandb.id,
         "data": betons.digest(),
         "world_size": run.world.size,

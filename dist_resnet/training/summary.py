@@ -24,6 +24,7 @@ def summary(run: Training, dataset: str) -> dict[str, Any]:
         "world_size": run.world.size,
         "device": run.world.device.type,
         "parameters": sum(p.numel() for p in run.model.parameters()),
+        "fast_paths": run.fast_paths,
         "steps": progress.step,
         "samples": samples,
         "evaluated_on": split,

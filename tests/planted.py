@@ -1,0 +1,77 @@
+"""Trainings whose fast paths are broken on purpose, in a worker; and as if the CPU were a GPU."""
+
+import contextlib
+import os
+from unittest import mock
+
+import torch
+from torch import nn
+
+from dist_resnet import worker
+from dist_resnet.acceleration import casting, fast_paths
+from dist_resnet.config import for_device
+from dist_resnet.training.data_parallel import FlatAllReduce
+
+
+def train(run_dir: str, fault: str = "none") -> str:
+    """A training to its end, with every fast path that a GPU would get, and compared as there."""
+    patch = mock.patch.object
+    settle = for_device.settle
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch(fast_paths, "COMPARED", {"cpu"}))
+        stack.enter_context(
+            patch(for_device, "settle", lambda config, device: settle(config, "cuda"))
+        )
+        if fault in ("kernel", "pixel"):
+            stack.enter_context(with_kernel(fault == "pixel"))
+        for broken in FAULTS.get(fault, ()):
+            stack.enter_context(patch(*broken))
+        return worker.main(run_dir)
+
+
+@contextlib.contextmanager
+def with_kernel(broken: bool):
+    """The kernel for crop, flip and normalisation, in triton's interpreter."""
+    paths = fast_paths.paths
+
+    def with_pixels(run, settled, compares):
+        yield fast_paths.crop_flip(run, run.train_data)
+        yield from paths(run, settled, compares)
+
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+        from dist_resnet.data import triton_augment
+
+        original = triton_augment.crop_flip
+
+        def shifted(*arguments, **others):
+            return original(*arguments, **others).roll(1, 2)
+
+        with (
+            mock.patch.object(fast_paths, "paths", with_pixels),
+            mock.patch.object(triton_augment, "crop_flip", shifted if broken else original),
+        ):
+            yield
+
+
+def _wrong_copies(tensors, dtype):
+    return tuple(t.to(torch.float16).to(dtype) for t in tensors)
+
+
+def _compile_to_nonsense(network: nn.Module, **options) -> None:
+    network._compiled_call_impl = lambda x: 1.5 * network.forward(x)
+
+
+def _unsent(model: FlatAllReduce, mine: torch.Tensor) -> torch.Tensor:
+    return mine * model.world.size
+
+
+def _no_compiler(network: nn.Module, **options) -> None:
+    raise OSError("no C compiler found\nin many lines")
+
+
+FAULTS = {
+    "cast": [(casting, "_copies", _wrong_copies)],
+    "all_reduce": [(FlatAllReduce, "_all_reduced", _unsent)],
+    "compiled": [(nn.Module, "compile", _compile_to_nonsense)],
+    "compiler": [(nn.Module, "compile", _no_compiler)],
+}

@@ -1,0 +1,80 @@
+"""A budget of launches: what a GPU would be asked to do for a step, counted by the dispatcher
+without one."""
+
+import dataclasses
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dist_resnet import worker
+from dist_resnet.acceleration import fast_paths
+from dist_resnet.config import config_file, for_device
+from dist_resnet.data import loader
+from dist_resnet.models import fused_norm
+from dist_resnet.runtime import distributed
+from dist_resnet.runtime.signals import StopSignal
+from dist_resnet.training import loop
+from dist_resnet.training.progress import Progress
+
+FREE = {  # views, and memory that is only taken
+    *("as_strided", "detach", "t", "transpose", "permute", "slice", "select", "split", "view"),
+    *("expand", "unsqueeze", "squeeze", "alias", "_unsafe_view"),
+    *("empty", "empty_like", "empty_strided", "new_empty"),
+    *("_record_function_enter_new", "_record_function_exit", "lift_fresh"),
+}
+
+
+class Launches(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        if name not in FREE:
+            self.counts[name] += 1
+        return function(*arguments, **(keywords or {}))
+
+
+def launches(run_dir) -> tuple[int, int]:
+    """(of an eager step, of a batch) with what a GPU gets, but for the CUDA graph, whose step is
+    four; in a worker."""
+    config = config_file.load(run_dir / "config.yaml")
+    with (
+        distributed.connect("cpu", 120) as world,
+        loader.betons_of(config, run_dir, world) as (data_dir, betons),
+        mock.patch.object(for_device, "settle", as_on_a_gpu),
+        mock.patch.object(fused_norm, "_can_be_fused", return_value=False),  # the CPU's own
+    ):
+        run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
+        fast_paths.engage(run)
+        images, labels = fast_paths.first_batch(run, 0)
+        batch = run.normalise(images), labels  # as the kernel leaves them
+        run.model.train()
+        loop.train_step(run, batch, 0.1)
+        with Launches() as step:
+            loop.train_step(run, batch, 0.1)
+        run.train_data.kernel = lambda *_: images.permute(0, 2, 3, 1)  # the one launch left out
+        batches = run.train_data.batches(np.arange(len(labels)))
+        with Launches() as delivery:
+            next(batches)
+    return sum(step.counts.values()), 1 + sum(delivery.counts.values())
+
+
+def as_on_a_gpu(config, device, settle=for_device.settle):
+    train = dataclasses.replace(settle(config, "cuda").train, cuda_graph=False)
+    return dataclasses.replace(config, train=train)
+
+
+@pytest.mark.parametrize("name, budget", [("resnet20", 165), ("resnet110", 795)])
+def test_a_step_and_a_batch_take_no_more_launches_than_before(
+    workers, config_path, tmp_path, name, budget
+):
+    """ResNet-110 has 109 convolutions, each with BN and ReLU, forward and backward, and 54 sums:
+    762."""
+    small = ("--model.name", name, "--model.width", 1, "--batch.global", 2)
+    workers.make(config_path, tmp_path / "run", *small, "--train.all_reduce", "auto")
+    assert workers.call(launches, tmp_path / "run") == [(budget, 2)]
