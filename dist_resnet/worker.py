@@ -189,8 +189,8 @@ def announce(run: Training, betons: Manifest) -> None:
 
 
 def resume(run: Training, run_dir: Path, betons: Manifest) -> dict[str, Any] | None:
-    """Take up the latest whole checkpoint, if there is one, and open the tracker there; returns it.
-    Where there is none, the training begins: with train.init_from, from those weights."""
+    """Take up the latest whole checkpoint, if there is one, and open the tracker there. Where there
+    is none, the training begins: with train.init_from, from those weights. Returns it."""
     saved = checkpoint.load_latest(run_dir / "checkpoints", run.world)
     if saved is not None:
         state.restore(run, saved, run_dir, betons)

@@ -13,6 +13,7 @@ from dist_resnet.data.augment import crop_flip
 from dist_resnet.data.resident_loader import ResidentLoader
 from dist_resnet.data.sampling import Augment
 from dist_resnet.data.streaming_loader import StreamingLoader
+from dist_resnet.models.normalise import Normalise
 
 CPU = torch.device("cpu")
 HOW = Augment(seed=3, pad=4, flip="random", fill=(10, 20, 30), cutout=8)
@@ -192,52 +193,51 @@ def test_compiled_and_torch_arithmetic_agree_on_odd_sizes(how):
 
 @ODD
 def test_the_kernel_for_gpus_agrees_on_odd_sizes(how, monkeypatch):
-    """Run by triton's interpreter, which needs no GPU."""
+    """Run by triton's interpreter, which needs no GPU: bytes, and normalised in every precision;
+    also a batch of one."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     gpu = kernel_module()
     images = torch.randint(
         0, 256, (40, 7, 13, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     ids = torch.randperm(40)[:25]
-    for epoch in (0, 3):
-        assert torch.equal(
-            gpu.crop_flip(images, ids, epoch, how), sampling.augment(images, ids, epoch, how)
-        )
+    for epoch, chosen in ((0, ids), (3, ids), (3, ids[:1])):
+        expected = sampling.augment(images, chosen, epoch, how)
+        assert torch.equal(gpu.crop_flip(images, chosen, epoch, how), expected)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        normalise = Normalise.of([0.4, 0.5, 0.6], [0.2, 0.21, 0.22], dtype, CPU)
+        found = gpu.crop_flip(images, ids[:1], 3, how, normalise.table())
+        assert found.dtype == dtype
+        assert torch.equal(found.permute(0, 3, 1, 2), normalise(expected.permute(0, 3, 1, 2)))
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_for_gpus_compiles(capability):
+def test_the_kernel_for_gpus_counts_beyond_two_gigabytes(monkeypatch):
+    """Image 700,001 of 3,072 bytes begins at byte 2,150,403,072: more than 2^31. The memory is
+    only asked for, not touched, but for that image."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    images = torch.from_numpy(np.zeros((700_002, 32, 32, 3), np.uint8))
+    images[-1] = torch.arange(3072).view(32, 32, 3) % 251
+    ids, how = torch.tensor([700_001]), Augment(1, 0, "none", (1, 2, 3))
+    assert torch.equal(kernel_module().crop_flip(images, ids, 0, how)[0], images[-1])
+
+
+@pytest.mark.parametrize("dtype", ["u8", "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_kernel_for_gpus_compiles(capability, dtype):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {
-        name: "*u8"
-        if name in ("images", "out")
-        else "*i64"
-        if name == "ids"
-        else "i64"
-        if name.endswith("key")
-        else "i32"
-        for name in (
-            "images",
-            "ids",
-            "out",
-            "crop_key",
-            "flip_key",
-            "turned",
-            "hole_key",
-            "red",
-            "green",
-            "blue",
-            "height",
-            "width",
-        )
-    }
+    kernel = kernel_module().kernel
     constants = {"pad": 4, "flips": True, "cutout": 5, "block": 1024}
-    source = ASTSource(
-        kernel_module().kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants
-    )
+    constants["normalises"] = dtype != "u8"
+    pointers = {"images": "*u8", "ids": "*i64", "out": f"*{dtype}", "table": f"*{dtype}"}
+    types = {
+        name: pointers.get(name, "i64" if name.endswith("key") else "i32")
+        for name in kernel.arg_names
+    }
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, types, constexprs=constants)
     assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 
 

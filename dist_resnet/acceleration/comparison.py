@@ -138,9 +138,9 @@ def restored(run: Training) -> Iterator[None]:
 
 def _changed_by_a_step(run: Training) -> Iterator[tuple[Any, torch.Tensor]]:
     """(where it is, tensor)."""
-    sums = {"sums": dict(enumerate(run.sums.state())), "model": run.model.module.state_dict()}
+    yield from ((("sums", i), tensor) for i, tensor in enumerate(run.sums.state()))
     owners = [*enumerate(run.optimizer.param_groups), *run.optimizer.state.items()]
-    for where, values in (*sums.items(), *owners):
+    for where, values in (("model", run.model.module.state_dict()), *owners):
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
                 yield (where, key), value

@@ -26,8 +26,7 @@ def _all_reduce(config: Config, gpu: bool) -> Literal["buckets", "flat", "ordere
     if config.batch.virtual_workers is not None:
         return "ordered"
     small = gpu and config.model.family in SMALL and not train.static_graph
-    needed = train.cuda_graph is True or config.drops_blocks  # DDP waits for every gradient
-    return "flat" if small or needed else "buckets"
+    return "flat" if small or train.cuda_graph is True or config.drops_blocks else "buckets"
 
 
 def _cast(config: Config, fits: bool) -> Literal["each", "together"]:
@@ -44,8 +43,8 @@ def _graph(config: Config, fits: bool) -> bool:
         return bool(train.cuda_graph)
     one_size = config.data.min_resolution is None
     own = train.compile == "max-autotune"  # has graphs of its own
-    one_network = one_size and not config.drops_blocks
-    return fits and config.optim.name == "sgd" and one_network and not own
+    same = one_size and not config.drops_blocks  # every step
+    return fits and config.optim.name == "sgd" and same and not own
 
 
 def with_buckets(config: Config) -> Config:

@@ -46,8 +46,8 @@ class Train(Section):
         "auto",
         "of the gradients: DDP's buckets, during the backward pass; flat: all in one, after it; "
         "ordered: likewise, added in the order of the virtual workers' numbers, whatever the world "
-        "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth and on a "
-        "GPU for 32x32 images' networks, else buckets",
+        "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth and "
+        "on a GPU for 32x32 images' networks, else buckets",
     )
     fast_paths: Literal["check", "require", "trust"] = setting(
         "check",

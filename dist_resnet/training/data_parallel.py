@@ -21,7 +21,8 @@ def data_parallel(
     In a step each rank goes `parts` times forward and backward, once for each of its virtual
     workers, and calls `collect` after each; then all call `average_gradients`."""
     train = config.train
-    if train.all_reduce in ("flat", "ordered") or config.batch.virtual_workers:
+    flat = train.all_reduce in ("flat", "ordered") or config.batch.virtual_workers
+    if flat or config.drops_blocks:  # DDP's buckets would wait for gradients that do not come
         return FlatAllReduce(model, config, parts, world)
     return BucketedDDP(model, train, world)
 
@@ -85,7 +86,8 @@ class FlatAllReduce(nn.Module):
         self.average = torch.empty(size, device=world.device)
         compressed = config.train.gradient_type == "bf16"
         self.wire = torch.empty_like(self.average, dtype=torch.bfloat16) if compressed else None
-        self.alone = parts * world.size == 1 and not compressed  # nothing to average with
+        one = parts * world.size == 1
+        self.alone = one and not compressed and not config.drops_blocks  # nothing to average with
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.statistics and self.parts > 1:
