@@ -24,7 +24,7 @@ PACKAGES = ("slurm-wlm", "munge")  # Debian's and Ubuntu's names
 START_SECONDS = 60
 
 CONFIG = """\
-ClusterName=local
+ClusterName=local{controller_port}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmUser={user}

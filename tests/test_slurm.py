@@ -181,8 +181,9 @@ def test_from_a_cluster_file_with_a_worker_that_hangs(
 def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     (tmp_path / "c.yaml").write_text("""
 {partition: p1, account: a1, qos: q1, constraint: c1, exclude: "x[1-2]", gpus_per_node: a100:8,
- cpus_per_task: 7, mem: 60G, time: 90, signal_delay_s: 77, max_restarts: 5, max_faults: 2,
- array_parallelism: 9, setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"],
+ cpus_per_task: 7, mem: 60G, time: 90, signal: USR1, signal_delay_s: 77, max_restarts: 5,
+ max_faults: 2, code: pinned, container: null, python: null, array_parallelism: 9,
+ setup: [module load m1], srun_args: [--mpi=none, "--cpu-bind=v erbose"],
  sbatch: {reservation: night, mail_type: END, exclusive: true}}""")
     where = cluster_file.load(tmp_path / "c.yaml")
     assert where.number_of_gpus == 8
@@ -203,7 +204,7 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
         "cpus-per-task=7",
         "mem=60G",
         "time=90",
-        "signal=USR2@77",
+        "signal=USR1@77",
         "nodes=4",
         "ntasks-per-node=8",
         "requeue",
@@ -213,24 +214,24 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     assert (
         "module load m1\n" in text
         and "export SRUN_CPUS_PER_TASK=7\n" in text
-        and "trap ':' USR1 USR2" in text
+        and "trap ':' USR1 USR2 TERM" in text
+        and f"PYTHONPATH={tmp_path}/run/code" in text
     )
     (srun,) = [line for line in text.splitlines() if line.startswith("srun ")]
     assert (
         "--mpi=none '--cpu-bind=v erbose'" in srun
         and "--kill-on-bad-exit=1" in srun
-        and str(slurm.HOLD_SIGUSR2) in srun
+        and f"{tmp_path}/run/code/launch/executors/hold_signals.py" in srun
     )
-    assert text.index("srun ") < text.index("launch settle") < text.index("scontrol requeue")
+    assert text.index("srun ") < text.index("launch settle") < text.index("requeue.sh $?")
     executor = slurm.executor(tmp_path / "run", where, 4, 8)
-    assert executor.max_num_timeout == 5
     executor.parameters["map_count"] = 100  # as submitit sets it for a job array
     assert "#SBATCH --array=0-99%9\n" in executor._make_submission_file_text("x", "")
     unread = {
         "max_restarts",
         "max_faults",
         "array_parallelism",
-    }  # submitit's, settle's and that of arrays
+    }  # settle's and that of arrays
     assert set(cluster_file.Cluster.__dataclass_fields__) - unread == {
         "partition",
         "account",
@@ -241,7 +242,11 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
         "cpus_per_task",
         "mem",
         "time",
+        "signal",
         "signal_delay_s",
+        "code",
+        "container",
+        "python",
         "setup",
         "srun_args",
         "sbatch",

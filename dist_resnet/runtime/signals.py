@@ -6,11 +6,15 @@ from types import FrameType
 
 # how a start of a training ends; paused: after the step at which it was told to leave
 COMPLETED, PREEMPTED, TERMINATED, PAUSED = "completed", "preempted", "terminated", "paused"
-MEANING = {signal.SIGUSR2: PREEMPTED, signal.SIGTERM: TERMINATED}
+MEANING = {
+    signal.SIGUSR1: PREEMPTED,
+    signal.SIGUSR2: PREEMPTED,
+    signal.SIGTERM: TERMINATED,
+}
 
 
 class StopSignal:
-    """Installs handlers for SIGUSR2 (submitit: preemption, or the time limit is near) and SIGTERM.
+    """Installs handlers for SIGUSR2 or SIGUSR1 (preemption, or the time limit is near) and SIGTERM.
 
     `requested` is None until one arrives, then "preempted" or "terminated". `before` holds the
     handlers found, for a launcher that wants to run its own once everything is saved."""
@@ -25,5 +29,6 @@ class StopSignal:
         )  # batch scripts block them until there is a handler
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested != TERMINATED:  # who terminates wants no second start
+        if self.requested != PREEMPTED:  # a SIGTERM after that is its deadline, or a scancel, of
+            # which the batch script learns from SLURM
             self.requested = MEANING[signal.Signals(number)]

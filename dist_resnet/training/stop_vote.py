@@ -39,4 +39,4 @@ class StopVote:
         affordable = int(VOTE_SECONDS * self.world.size / seconds) if seconds else 1
         self.gap = max(1, min(affordable, 2 * self.gap))
         self.last, self.due = (step, now), step + self.gap
-        return TERMINATED if terminated else PREEMPTED if preempted else None
+        return PREEMPTED if preempted else TERMINATED if terminated else None

@@ -14,6 +14,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def settle(options: argparse.Namespace) -> int:
     """Say who failed and why. Ends with 75 where the job should be requeued."""
-    from launch.executors import slurm  # submitit
+    from launch.executors import settle  # submitit
 
-    return slurm.settle(options.folder)
+    return settle.settle(options.folder)

@@ -91,8 +91,11 @@ def _queue(directory: Path, resources: Resources, wait: bool) -> int:
     from launch.executors import follow, slurm
     from launch.executors.task import WorkerTask
 
-    task = WorkerTask(str(directory.resolve()), max_faults=resources.cluster.max_faults)
-    (job,) = slurm.submit(directory, [task], resources.cluster, resources.nodes, resources.workers)
+    where = resources.cluster
+    task = WorkerTask(
+        str(directory.resolve()), max_restarts=where.max_restarts, max_faults=where.max_faults
+    )
+    (job,) = slurm.submit(directory, [task], where, resources.nodes, resources.workers)
     log = directory / "logs" / f"{job}_0_log.out"
     print(
         f"job {job} queued\n  follow: tail -F {log}\n  cancel: scancel {job}\n  resume: the same "

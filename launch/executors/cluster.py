@@ -4,7 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import jsonargparse
 
@@ -26,6 +26,9 @@ class Cluster:
     time: int = setting(
         60, "time limit of one start, in minutes; the job is requeued until it is done"
     )
+    signal: Literal["USR1", "USR2"] = setting(
+        "USR2", "the signal that SLURM is to send then; USR1 where a site uses USR2 itself"
+    )
     signal_delay_s: int = setting(
         120, "seconds before the time limit at which the training saves and leaves"
     )
@@ -34,6 +37,17 @@ class Cluster:
     array_parallelism: int = setting(16, "runs of a sweep that may run at once")
     setup: tuple[str, ...] = setting(
         (), "shell lines to run before the workers, such as `module load`"
+    )
+    code: Literal["pinned", "live"] = setting(
+        "pinned",
+        "pinned: every start runs the code as it was at the first submission, copied into "
+        "RUN_DIR/code; live: as the checkout is then",
+    )
+    container: Optional[str] = setting(
+        None, "an Apptainer image, such as /shared/dist_resnet.sif, in which the workers run"
+    )
+    python: Optional[str] = setting(
+        None, "the workers' Python (the one that submits; in a container: python)"
     )
     srun_args: tuple[str, ...] = setting((), "extra arguments of srun")
     sbatch: Optional[dict[str, Any]] = setting(

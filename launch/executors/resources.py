@@ -1,7 +1,7 @@
 """Where a command is to run its workers."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_resnet.config import Config, schedule
@@ -30,6 +30,7 @@ class Resources:
                 "--workers-per-node, or --cluster slurm"
             )
         if not here:
+            where = replace(where, code=options.code or where.code)
             return cls(
                 True, where, options.nodes, options.workers_per_node or where.number_of_gpus or 1
             )
@@ -53,6 +54,16 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job (1)")
     parser.add_argument(
         "--workers-per-node", type=int, help="workers on each node (one per GPU; on the CPU two)"
+    )
+    add_code(parser)
+
+
+def add_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--code",
+        choices=("pinned", "live"),
+        help="SLURM: whether every start runs the code as it was at the first one, copied into "
+        "RUN_DIR/code, or the checkout as it is then (pinned)",
     )
 
 

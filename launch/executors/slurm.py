@@ -1,37 +1,32 @@
-"""Submits a training to SLURM through submitit, and stages and settles the same task for a batch
-script of one's own."""
+"""Submits a training to SLURM through submitit, whose batch script also settles how the workers
+ended, and requeues."""
 
-import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from submitit import SlurmExecutor
-from submitit.core.utils import DelayedSubmission, JobPaths
-from submitit.slurm.slurm import SlurmJobEnvironment
 
-from dist_resnet.runtime.signals import COMPLETED
-from launch.executors import verdict
+from dist_resnet.tracking.starts import SOURCE
+from launch.executors import pinned
 from launch.executors.cluster import Cluster
-from launch.executors.task import WorkerTask, requeued_marker, restarts
+from launch.executors.settle import Task
 
-
-class Task(Protocol):
-    """What a job runs in every one of its SLURM tasks."""
-
-    @property
-    def max_faults(self) -> int: ...
-
-    def __call__(self) -> str: ...
-
-
-REQUEUE = 75  # EX_TEMPFAIL
-HOLD_SIGUSR2 = Path(__file__).with_name("hold_sigusr2.py")
-FAILURES = "failures.txt"  # in the logs: one line per start that failed
+# keys of a cluster file that submitit knows by the same name
+SAME_NAME = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "exclude",
+    "gpus_per_node",
+    "cpus_per_task",
+    "mem",
+    "time",
+    "array_parallelism",
+)
 
 
 def submit(
@@ -45,6 +40,8 @@ def submit(
             "--cluster slurm: sbatch is not on the PATH; run this on a login node, or use "
             "--cluster local"
         )
+    if cluster.code == "pinned":
+        pinned.pin(directory)
     made = executor(directory, cluster, nodes, workers_per_node)
     if len(tasks) == 1:
         return [made.submit(tasks[0]).job_id]
@@ -60,137 +57,61 @@ def script(run_dir: Path, cluster: Cluster, nodes: int, workers_per_node: int) -
 
 
 def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: int) -> SlurmExecutor:
-    """submitit's executor, whose batch script also settles how the workers ended, as
-    slurm/common.sh does."""
+    """submitit's executor, with a batch script as slurm/common.sh is one."""
     folder = (directory / "logs").resolve()
-    python = shlex.quote(sys.executable)
-    made = SlurmExecutor(
-        folder,
-        max_num_timeout=cluster.max_restarts,
-        python=f"{python} -IS {shlex.quote(str(HOLD_SIGUSR2))} {python}",
-    )
-    given = {
-        key: getattr(cluster, key)
-        for key in (
-            "partition",
-            "account",
-            "qos",
-            "constraint",
-            "exclude",
-            "gpus_per_node",
-            "cpus_per_task",
-            "mem",
-        )
-    }
+    is_pinned = cluster.code == "pinned"
+    code = (directory / pinned.FOLDER).resolve() if is_pinned else SOURCE
+    made = SlurmExecutor(folder, python=_python(cluster, code))
+    given = {key: getattr(cluster, key) for key in SAME_NAME}
     made.update_parameters(
         job_name=directory.name,
         nodes=nodes,
         ntasks_per_node=workers_per_node,
-        time=cluster.time,
-        signal_delay_s=cluster.signal_delay_s,
         stderr_to_stdout=True,
-        array_parallelism=cluster.array_parallelism,
         srun_args=["--kill-on-bad-exit=1", "--open-mode=append", *cluster.srun_args],
-        additional_parameters={"requeue": True, **(cluster.sbatch or {})},
-        setup=[
-            "trap ':' USR1 USR2  # `scancel --full` sends them to this shell too",
-            *cluster.setup,
-            f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {workers_per_node}))  # fewer where a "
-            "requeue got fewer nodes",
-            "export SLURM_NPROCS=$SLURM_NTASKS",
-            *(
-                [f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"]
-                if cluster.cpus_per_task
-                else []
-            ),
-        ],
+        additional_parameters={
+            "requeue": True,
+            "signal": f"{cluster.signal}@{cluster.signal_delay_s}",
+            **(cluster.sbatch or {}),
+        },
+        setup=_setup(cluster, workers_per_node, code if is_pinned else None),
         teardown=[
-            f"{python} -m launch settle {shlex.quote(str(folder))}",
-            "code=$?",
-            "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
-            f'[ $code = {REQUEUE} ] && scontrol requeue "$job" && sleep 60',
-            "exit $code",
+            f"{shlex.quote(sys.executable)} -m launch settle {shlex.quote(str(folder))}",
+            f"bash {shlex.quote(str(code / 'launch/executors/requeue.sh'))} $? "
+            '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         ],
         **{key: value for key, value in given.items() if value is not None},
     )
     return made
 
 
-def stage(run_dir: Path, cluster: Cluster) -> Path:
-    """Inside a batch script: put the task where submitit's runner looks for it under this job's id;
-    returns the folder.
-
-    After a requeue the task that submitit wrote is kept: it counts the restarts. A task of another
-    job that had the same id, which happens when a cluster's ids start again, is replaced."""
-    job_id = _job_id()
-    folder = (run_dir / "logs").resolve()
-    path = JobPaths(folder, job_id).submitted_pickle
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{job_id}_*.save_tmp"):
-        leftover.unlink()
-    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not path.exists():
-        for old in (
-            f
-            for kind in ("fault", "requeued", "rendezvous")
-            for f in folder.glob(f"{kind}-{job_id}-*")
-        ):
-            old.unlink()
-        task = DelayedSubmission(WorkerTask(str(run_dir.resolve()), max_faults=cluster.max_faults))
-        task.set_timeout(_minutes(), cluster.max_restarts)
-        aside = path.with_suffix(".new")
-        task.dump(aside)
-        os.replace(aside, path)
-    return folder
+def _python(cluster: Cluster, code: Path) -> str:
+    """What runs submitit's runner in a task: a shell's words. Signals that come while it starts are
+    held: outside of a container that we enter, inside of one that srun makes."""
+    own = sys.executable
+    inside = cluster.python or (own if cluster.container is None else "python")
+    runner = shlex.quote(inside)
+    if cluster.container is not None:
+        runner = f"apptainer exec --nv {shlex.quote(cluster.container)} {runner}"
+        inside = own
+    hold = shlex.quote(str(code / "launch/executors/hold_signals.py"))
+    return f"{shlex.quote(inside)} -IS {hold} {runner}"
 
 
-def settle(folder: Path) -> int:
-    """Inside a batch script, after srun: say who failed and why; returns the script's exit code.
-
-    REQUEUE where a worker ended without a word, as one does that is killed, or whose node is: up to
-    max_faults times. A Python exception would come again: it is not requeued."""
-    job_id = _job_id()
-    workers, nodes = int(os.environ["SLURM_NTASKS"]), SlurmJobEnvironment().hostnames
-    failure = verdict.first_failure(folder, job_id, workers)
-    if failure is None:
-        return 0 if verdict.outcome(folder, job_id) == COMPLETED else 128 + signal.SIGTERM
-    if failure.exception is None and requeued_marker(folder, job_id).exists():
-        return 0  # SLURM is about to end this start of the job
-    node = nodes[failure.rank * len(nodes) // workers]
-    _tell(folder, f"start {restarts() + 1} of job {job_id}: {failure.tell(f' on {node}')}")
-    if failure.exception is not None:
-        return 1
-    (folder / f"fault-{job_id}-{restarts()}").touch()
-    faults, limit = len(list(folder.glob(f"fault-{job_id}-*"))), _max_faults(folder, job_id)
-    if faults > limit:
-        _tell(folder, f"{faults} such ends, and max_faults is {limit}: not requeued again")
-        return 1
-    return REQUEUE
-
-
-def _tell(folder: Path, line: str) -> None:
-    print(line, flush=True)
-    with open(folder / FAILURES, "a") as file:
-        file.write(line + "\n")
-
-
-def _max_faults(folder: Path, job_id: str) -> int:
-    return DelayedSubmission.load(JobPaths(folder, job_id).submitted_pickle).function.max_faults
-
-
-def _job_id() -> str:
-    """This job's id in submitit's form. Raises RuntimeError outside a job."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    if "SLURM_JOB_ID" not in os.environ:
-        raise RuntimeError(
-            "SLURM_JOB_ID is not set: this is for batch scripts; submit one with sbatch"
-        )
-    return os.environ["SLURM_JOB_ID"]
-
-
-def _minutes() -> int:
-    """The job's time limit, by which submitit tells a time limit from a preemption."""
-    start, end = (
-        int(os.environ.get(name, 0)) for name in ("SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME")
-    )
-    return max(1, (end - start) // 60) if end > start else 60
+def _setup(cluster: Cluster, workers_per_node: int, code: Path | None) -> list[str]:
+    """The shell's lines before srun. code: what is to be imported, where that is not the checkout
+    of the Python that runs."""
+    cpus, quoted = cluster.cpus_per_task, shlex.quote(str(code))
+    return [
+        "trap ':' USR1 USR2 TERM  # this shell gets them too, and has something to do at the end",
+        *cluster.setup,
+        f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {workers_per_node}))  # fewer where a "
+        "requeue got fewer nodes",
+        "export SLURM_NPROCS=$SLURM_NTASKS",
+        *([f"export SRUN_CPUS_PER_TASK={cpus}"] if cpus else []),
+        *(
+            [f"export PYTHONSAFEPATH=1 PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}"]
+            if code
+            else []
+        ),
+    ]

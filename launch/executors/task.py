@@ -10,12 +10,14 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
 from dist_resnet.runtime.signals import PREEMPTED, StopSignal
+from dist_resnet.tracking.starts import restarts
 
 RENDEZVOUS_SECONDS = 300
 
@@ -28,10 +30,12 @@ class WorkerTask:
     launcher: process id of a launcher on this machine, without which the worker must not go on.
     pause_at: a step after which to save and leave; requeues: whether, once preempted, to ask to be
     started again.
-    max_faults: how often SLURM may start the job again after workers that ended without a word."""
+    max_restarts, max_faults: how often a job on SLURM may be started again after time limits, and
+    after workers that ended without a word."""
 
     run_dir: str
     launcher: int | None = None
+    max_restarts: int = 1000
     max_faults: int = 5
     attempt: int = 0
     pause_at: int | None = None
@@ -51,9 +55,7 @@ class WorkerTask:
 
         outcome = worker.main(self.run_dir, stop)
         if outcome == PREEMPTED and self.requeues and callable(stop.before[signal.SIGUSR2]):
-            if job.global_rank == 0:
-                requeue(stop, job)
-            sys.exit(0)  # without a result, which would be read as the job's end
+            leave(stop, job)
         return outcome
 
     def join(self, job: JobEnvironment) -> None:
@@ -105,22 +107,22 @@ class WorkerTask:
         return address, port
 
 
-def restarts() -> int:
-    """How often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
+def leave(stop: StopSignal, job: JobEnvironment) -> NoReturn:
+    """End this task without a result, which would be read as the job's end, and have the job
+    started again: on SLURM by its batch script, since SLURM's commands may be out of reach here;
+    else by submitit's own handler, which calls checkpoint() and exits."""
+    if job.global_rank == 0 and job.cluster == "slurm":
+        preempted_marker(Path(os.environ["SUBMITIT_FOLDER"]), job.job_id).touch()
+    elif job.global_rank == 0:
+        handler = stop.before[signal.SIGUSR2]
+        assert callable(handler)
+        handler(signal.SIGUSR2, None)
+    sys.exit(0)
 
 
-def requeue(stop: StopSignal, job: JobEnvironment) -> None:
-    """By submitit's own handler, which calls checkpoint(), requeues the job and exits."""
-    requeued_marker(Path(os.environ["SUBMITIT_FOLDER"]), job.job_id).touch()
-    handler = stop.before[signal.SIGUSR2]
-    assert callable(handler)
-    handler(signal.SIGUSR2, None)
-
-
-def requeued_marker(folder: Path, job_id: str) -> Path:
-    """Exists where this start of the job has asked to be requeued: its end is no failure."""
-    return folder / f"requeued-{job_id}-{restarts()}"
+def preempted_marker(folder: Path, job_id: str) -> Path:
+    """Exists where this start of the job has left in order to go on: its end is no failure."""
+    return folder / f"preempted-{job_id}-{restarts()}"
 
 
 def single_worker() -> None:

@@ -19,7 +19,7 @@ from submitit.helpers import DelayedSubmission
 
 from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
-from launch.executors.task import requeue
+from launch.executors.task import leave
 
 # where wandb's helper process listens, which ends with the process that started it
 SERVICE = "WANDB_SERVICE"
@@ -85,6 +85,7 @@ class AgentTask:
     agent: str
     workers: int
     count: int | None = None
+    max_restarts: int = 1000
     max_faults: int = 5
 
     def __call__(self) -> str:
@@ -103,7 +104,7 @@ class AgentTask:
                     "output is above"
                 )
         if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
-            requeue(stop, JobEnvironment())
+            leave(stop, JobEnvironment())
         return stop.requested or COMPLETED
 
     def checkpoint(self) -> DelayedSubmission:

@@ -31,7 +31,11 @@ def train_all(
     resources = Resources.of(options, runs[0][1].train.device)
     if resources.on_slurm and open_:
         tasks = [
-            WorkerTask(str(path.resolve()), max_faults=resources.cluster.max_faults)
+            WorkerTask(
+                str(path.resolve()),
+                max_restarts=resources.cluster.max_restarts,
+                max_faults=resources.cluster.max_faults,
+            )
             for path, _ in open_
         ]
         jobs = slurm.submit(directory, tasks, resources.cluster, resources.nodes, resources.workers)
@@ -88,6 +92,7 @@ def run_agents(
             str(k),
             resources.workers,
             options.count,
+            resources.cluster.max_restarts,
             resources.cluster.max_faults,
         )
         for k in range(options.agents)
