@@ -54,15 +54,18 @@ def test_multiply_adds_are_those_worked_out_by_hand(depth):
     assert len(description.folded(layers)) == 8 and layers[-1].output == (10,)
 
 
-def test_describe_shows_blocks_or_layers_of_the_configurations_own_network(capsys):
+def test_describe_shows_blocks_or_layers_of_the_configurations_own_network(capsys, tmp_path):
     words = ["describe", str(ROOT / "configs/resnet20.yaml"), "--classes", "100", "--json"]
-    for extra, rows, kind in ([], 9, "Block"), (["--layers"], 42, "convolution 3x3"):
+    plain = ["--layers", "--model.shortcut", "none"]
+    drawn = ["--figure", str(tmp_path / "costs.svg")]
+    for extra, rows, blocks in (drawn, 9, True), (plain, 39, False):
         with pytest.raises(SystemExit):
             main([*words, *extra, "--model.width", "2"])
         found = json.loads(capsys.readouterr().out)
-        assert len(found) == rows and kind in {row["kind"] for row in found}
+        assert len(found) == rows and ("Block" in {row["kind"] for row in found}) == blocks
         wide = cifar.build(CifarModel(name="resnet20", width=2), 100)
         assert sum(row["parameters"] for row in found) == count(wide)
+    assert "2 x blocks.1" in (tmp_path / "costs.svg").read_text()  # its text, as a comment
     with pytest.raises(SystemExit) as end:
         main(["describe", str(ROOT / "configs/imagenet_resnet50.yaml"), "--paper"])
     assert end.value.code == 1 and "leave CONFIG out" in capsys.readouterr().err

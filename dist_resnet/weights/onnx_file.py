@@ -1,6 +1,7 @@
 """A Classifier as an ONNX graph: uint8 `images` (batch, 3, H, W) -> float32 `logits` (batch,
 classes), the normalisation inside; its card in the metadata."""
 
+import importlib.util
 import json
 import os
 import warnings
@@ -22,6 +23,7 @@ def export(classifier: Classifier, path: Path) -> float:
     are above 1 as a share of the largest.
 
     Raises RuntimeError, and writes nothing, where that is more than TOLERANCE."""
+    _require("onnx", "onnxscript", "onnxruntime")
     example = _some_images(classifier.card, 4)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
@@ -56,6 +58,7 @@ def open_session(path: Path) -> tuple[Card, Callable[[np.ndarray], np.ndarray]]:
     """The graph's card, and what makes logits, float32 (N, classes), of uint8 (N, 3, H, W).
 
     Raises ValueError for a file that is no graph of ours."""
+    _require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -69,6 +72,15 @@ def open_session(path: Path) -> tuple[Card, Callable[[np.ndarray], np.ndarray]]:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is not an ONNX graph that can be read ({reason})") from None
     return card, lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RuntimeError(
+            f"ONNX needs {', '.join(missing)}: pip install 'dist-resnet[export]', or use --format "
+            "safetensors"
+        )
 
 
 def _difference(classifier: Classifier, path: Path) -> float:

@@ -40,12 +40,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, help="pixels a side (data.resolution, or those of data.dir, or 32)"
     )
+    parser.add_argument("--figure", type=Path, help="also draw the table there, .png or .svg")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
 def describe(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.config is None and (overrides or not options.paper):
         raise ValueError("describe: name a CONFIG, such as configs/resnet110.yaml, or --paper")
+    _check_figure(options)
     for flag, value in (("--classes", options.classes), ("--size", options.size)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} {value}: must be at least 1")
@@ -55,12 +57,24 @@ def describe(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         rows, title = _paper(config.model, classes, size), "the 6n+2 networks"
     else:
         rows, title = _layers(config.model, classes, size, not options.layers), config.model.name
+    head = f"{title}: {classes} classes, images of {size[0]}x{size[1]}"
+    if options.figure:
+        from dist_resnet.reports import cost_figure  # matplotlib takes half a second to import
+
+        cost_figure.draw_costs(rows, head, options.figure)
     if options.json:
         print(json.dumps(rows))
     else:
-        head = f"{title}: {classes} classes, images of {size[0]}x{size[1]}"
         _show(rows, head, totals=not options.paper)
     return 0
+
+
+def _check_figure(options: argparse.Namespace) -> None:
+    path = options.figure
+    if path and path.suffix not in (".png", ".svg"):
+        raise ValueError(f"--figure {path}: its name must end in .png or .svg")
+    if path and options.paper:
+        raise ValueError("--figure is of one network: leave out --paper")
 
 
 def _inputs(options: argparse.Namespace, config: Config) -> tuple[int, tuple[int, int]]:

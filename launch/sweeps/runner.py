@@ -123,7 +123,7 @@ def run_search(
         f"{search.rungs}; {search.metric}",
         flush=True,
     )
-    task = SearchAgentTask(search, resources.cluster.max_faults)
+    task = SearchAgentTask(search, resources.cluster.max_faults, resources.cluster.max_restarts)
     if resources.on_slurm:
         return _queue_agents([task] * options.agents, directory, resources)
     outcome = task() if options.agents == 1 else side_by_side(task, options.agents)

@@ -20,7 +20,7 @@ from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PAUSED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import local, run_dir
-from launch.executors.task import requeue
+from launch.executors.task import leave
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.search import Search
 from launch.sweeps.study import Study
@@ -31,10 +31,12 @@ ORPHANS_SECONDS = 15  # trainings that were killed with their agent may be slow 
 @dataclass(frozen=True)
 class SearchAgentTask:
     """Works until nothing is left to do. max_faults: ends without a word after which a trial is
-    given up, and starts of the agent's own job after such."""
+    given up, and starts of the agent's own job after such; max_restarts: starts of it after time
+    limits."""
 
     search: Search
     max_faults: int = 5
+    max_restarts: int = 1000
 
     def __call__(self) -> str:
         stop = StopSignal()
@@ -43,7 +45,7 @@ class SearchAgentTask:
         with Heartbeat(Path(self.search.directory), own_name()) as heartbeat:
             outcome = self.work(Study(self.search, heartbeat), stop)
         if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
-            requeue(stop, JobEnvironment())
+            leave(stop, JobEnvironment())
         return outcome
 
     def checkpoint(self) -> DelayedSubmission:
