@@ -202,6 +202,7 @@ def compiled(run: Training, mode: str, steps: Steps) -> FastPath:
     network: nn.Module = run.model.module
 
     def on() -> None:
+        torch.compiler.reset()  # what this process has compiled before counts towards a limit
         network.compile(mode=None if mode == "default" else mode)
         run.model.train()
         with restored(run):
