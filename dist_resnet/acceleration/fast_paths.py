@@ -166,10 +166,10 @@ def one_all_reduce(run: Training, settled: Config, steps: Steps) -> FastPath:
     rounds = run.plan.parts * run.world.size > 2 or settled.train.gradient_type != "fp32"
 
     def off() -> None:
-        if settled.batch.virtual_workers is not None:
+        if settled.batch.virtual_workers is not None or settled.drops_blocks:
             raise RuntimeError(
-                "the all-reduce of batch.virtual_workers does not agree with DDP's on this device, "
-                "and there is no other: leave batch.virtual_workers out"
+                "the all-reduce does not agree with DDP's on this device, and there is no other "
+                "for batch.virtual_workers and model.stochastic_depth: leave them out"
             )
         buckets = for_device.with_buckets(settled)
         run.model = data_parallel.data_parallel(run.model.module, buckets, 1, run.world)
