@@ -34,7 +34,7 @@ from dist_resnet.training import data_parallel, evaluation, loop, optim, state, 
 from dist_resnet.training.loop import Training
 from dist_resnet.training.metrics import Means
 from dist_resnet.training.optim import Ema, Lookahead
-from dist_resnet.training.progress import Progress
+from dist_resnet.training.progress import Clock, Progress
 from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
 from dist_resnet.weights import checkpoint, files, transfer
@@ -42,12 +42,13 @@ from dist_resnet.weights import checkpoint, files, transfer
 WHITENING_IMAGES = 5000  # as in airbench
 
 
-def main(run_dir: Path | str, stop: StopSignal | None = None) -> str:
+def main(run_dir: Path | str, stop: StopSignal | None = None, began: float | None = None) -> str:
     """Train the run of RUN_DIR/config.yaml to its end, or until a signal asks to stop.
 
+    began: where this process has done something else before, when this start did, by time.time().
     Returns 'completed', 'preempted' (start it again), 'terminated', or 'paused' (at stop.pause_at;
     whoever starts it again goes on from there). On every rank alike."""
-    run_dir, stop, progress = Path(run_dir), stop or StopSignal(), Progress()
+    run_dir, stop, progress = Path(run_dir), stop or StopSignal(), Progress(clock=Clock(began))
     config = config_file.load(run_dir / "config.yaml")
     with (
         distributed.connect(config.train.device, config.train.timeout_s) as world,

@@ -127,6 +127,9 @@ def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     summaries = [
         json.loads((cli.directory / f"runs/seed{seed}/summary.json").read_text()) for seed in (0, 1)
     ]
+    names = {path.name for path in (cli.directory / "runs").iterdir()}
+    assert names == {"seed0", "seed1", "logs", "repeat.json"}  # the warm-up has gone
+    assert len(list((cli.directory / "runs/logs").iterdir())) == 1  # one start of the workers
     assert [row["top-1, %"] for row in report["runs"]] == [100 * s["test_top1"] for s in summaries]
     assert report["mean"]["training, s"] == pytest.approx(
         statistics.mean(s["seconds"]["training"] for s in summaries)
@@ -143,7 +146,7 @@ def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     shutil.copytree(
         cli.directory / "runs/seed1",
         cli.directory / "cut/seed1",
-        ignore=shutil.ignore_patterns("summary.json", "repeat.json", "lock", "*18.pt"),
+        ignore=shutil.ignore_patterns("summary.json", "seconds.json", "lock", "*18.pt"),
     )
     code, output = cli(*command[:-1], "cut", "--train.seed", 1, "--runs", 1)
     assert code == 0 and "resuming at step 14" in output, output

@@ -19,9 +19,10 @@ class Clock:
     """Seconds per phase over all starts of a run, from the start of the process on; laps, and the
     part of a lap spent waiting for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, began: float | None = None) -> None:
+        """began: when this start did, by time.time(); None: with the process."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.seconds["start_up"] = time.time() - psutil.Process().create_time()
+        self.seconds["start_up"] = time.time() - (began or psutil.Process().create_time())
         self.phase, self._since = "start_up", time.monotonic()
         self._lap_began, self._waited = time.monotonic(), 0.0
         self._carried = 0.0, 0.0  # of a lap that an earlier start of the run began

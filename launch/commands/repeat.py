@@ -2,9 +2,11 @@
 of its time by two clocks."""
 
 import argparse
+import dataclasses
 import json
+import os
 import statistics
-import time
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,20 +14,22 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from dist_resnet.config import config_file
+from dist_resnet.config import Config, config_file
 from dist_resnet.reports.comparison import interval
 from dist_resnet.runtime.signals import COMPLETED
 from launch.executors import run_dir
 from launch.executors.resources import Resources, check
 
 FILE = "repeat.json"
+WARM_UP_STEPS = 3
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "dist-resnet repeat CONFIG [options] [--section.key value ...]"
     parser.description = (
-        "Two clocks: the steps alone, once everything is loaded, and compiled where "
-        "that is asked for; and everything from the command on."
+        "Trains one seed after another in the same worker processes. Two clocks: the steps alone, "
+        "once everything is loaded, and compiled where that is asked for; and everything from the "
+        "command on, had the run been the only one, with the warm-up that precedes several."
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/speedrun.yaml")
     parser.add_argument(
@@ -43,8 +47,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train seeds train.seed, train.seed + 1 ... one after another, or those that have not
     finished, and report."""
-    from launch.executors import local  # submitit
-
     if options.runs < 1:
         raise ValueError(f"--runs {options.runs}: must be at least 1")
     base = config_file.load(options.config, overrides)
@@ -53,34 +55,52 @@ def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     directory = (
         options.run_dir or Path("runs") / f"repeat-{options.config.stem}-{base.digest()[:8]}"
     )
-    started = (
-        time.time() - psutil.Process().create_time()
-    )  # what every run would have waited for, had it been the only one
-    rows = []
+    paths = {}
     for seed in range(base.train.seed, base.train.seed + options.runs):
-        path = directory / f"seed{seed}"
+        path = paths[seed] = directory / f"seed{seed}"
         run_dir.create(path, config_file.load(options.config, [*overrides, f"--train.seed={seed}"]))
-        if not (path / FILE).exists():
-            began = time.monotonic()
-            if local.train(path, resources.workers, base.train.device) != COMPLETED:
-                print("the same command goes on with these runs")
-                return 130
-            (path / FILE).write_text(
-                json.dumps(_row(path, seed, started + time.monotonic() - began))
-            )
-        trained_by = json.loads((path / "summary.json").read_text())["world_size"]
-        if trained_by != resources.workers:
-            raise ValueError(
-                f"--workers-per-node {resources.workers}: {path} was trained by {trained_by}; "
-                "give another --run-dir"
-            )
-        rows.append(json.loads((path / FILE).read_text()))
+    left = [path for path in paths.values() if not (path / run_dir.SECONDS).exists()]
+    for seed, path in paths.items():
+        if path not in left:
+            _row(path, seed, resources.workers)  # refuses what other workers have trained
+    if left and _train(left, directory, resources, base) != COMPLETED:
+        print("the same command goes on with these runs")
+        return 130
+    rows = [_row(path, seed, resources.workers) for seed, path in paths.items()]
     _report(rows, directory, f"{options.config}, {resources.workers} workers")
     return 0
 
 
-def _row(path: Path, seed: int, everything: float) -> dict[str, float]:
+def _train(left: list[Path], directory: Path, resources: Resources, config: Config) -> str:
+    """One after another in the same processes; where there are several, after a short training that
+    is thrown away."""
+    from launch.executors import local, series  # submitit
+
+    warm_ups = []
+    with tempfile.TemporaryDirectory(prefix="warm-up-", dir=directory) as folder:
+        if len(left) > 1:
+            train = dataclasses.replace(config.train, max_steps=WARM_UP_STEPS)
+            tracking = dataclasses.replace(config.tracking, wandb="disabled")
+            short = dataclasses.replace(config, train=train, tracking=tracking)
+            run_dir.create(Path(folder), short)
+            warm_ups = [Path(folder)]
+        task = series.SeriesTask(
+            run_dirs=[str(path) for path in (*warm_ups, *left)],
+            warm_ups=len(warm_ups),
+            launcher=os.getpid(),
+            command_began=psutil.Process().create_time(),
+        )
+        return local.run(task, directory / "logs", resources.workers, config.train.device)
+
+
+def _row(path: Path, seed: int, workers: int) -> dict[str, float]:
     summary = json.loads((path / "summary.json").read_text())
+    if summary["world_size"] != workers:
+        raise ValueError(
+            f"--workers-per-node {workers}: {path} was trained by {summary['world_size']}; "
+            "give another --run-dir"
+        )
+    everything = json.loads((path / run_dir.SECONDS).read_text())["everything"]
     over_all_starts = sum(
         summary["seconds"].values()
     )  # more than `everything`, which is of the last, where the run was resumed

@@ -59,9 +59,13 @@ class WorkerTask:
         return outcome
 
     def join(self, job: JobEnvironment) -> None:
-        """Set the six variables for this worker of the job, and keep to its CPUs."""
+        """Keep to this worker's CPUs, and meet the job's others."""
+        pin(job.local_rank, job.num_tasks // job.num_nodes)
+        self.meet(job)
+
+    def meet(self, job: JobEnvironment) -> None:
+        """Set the six variables for this worker of the job."""
         local_size = job.num_tasks // job.num_nodes
-        pin(job.local_rank, local_size)
         address, port = self.rendezvous(job)
         os.environ.update(
             RANK=str(job.global_rank),
