@@ -28,7 +28,7 @@ from dist_resnet.reports.confusion import Confusion
 from dist_resnet.runtime import distributed, lock, memory
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
-from dist_resnet.tracking import starts
+from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import data_parallel, evaluation, loop, optim, state, summary
 from dist_resnet.training.loop import Training
@@ -288,6 +288,7 @@ def finish(run: Training, run_dir: Path, data_dir: Path, betons: Manifest) -> No
     rows = [asdict(w) | {"label": names[w.label], "prediction": names[w.prediction]} for w in worst]
     if rows:
         figures.draw_images(rows, run_dir / "top_losses.png")
+        image_rows.write(rows, run_dir)
     last = (
         checkpoint.named(run_dir / "checkpoints", "LATEST")
         if run.config.tracking.artifact

@@ -38,6 +38,7 @@ COMMANDS = {
         overrides=True,
     ),
     "status": Command("inspection.status", "where runs stand: queued, running, failed, complete"),
+    "sync": Command("commands.sync", "send runs to W&B, or what it lacks of them"),
     "compare": Command("inspection.compare", "tables and figures of several runs, or of a sweep"),
     "estimate": Command(
         "inspection.estimate",

@@ -44,7 +44,7 @@ def test_offline_is_written_for_a_later_sync(tmp_path, capsys):
             0.1
         )  # wandb's helper process may close the file a little after it has said that it is done
     assert tracker.wandb.id in path.name and b"train/loss" in path.read_bytes()
-    assert "wandb sync" in capsys.readouterr().out and losses(tmp_path) == [1, 1 / 2, 1 / 3]
+    assert "dist-resnet sync" in capsys.readouterr().out and losses(tmp_path) == [1, 1 / 2, 1 / 3]
 
 
 def test_disabled_starts_nothing(tmp_path):
@@ -70,7 +70,9 @@ def test_online_without_a_network_goes_offline(tmp_path, capsys, monkeypatch):
     track(tmp_path, "online")
     assert time.monotonic() - began < 100
     output = capsys.readouterr().out
-    assert "cannot start online" in output and "wandb sync" in output and "0" * 40 not in output
+    assert (
+        "cannot start online" in output and "dist-resnet sync" in output and "0" * 40 not in output
+    )
     assert len(offline_runs(tmp_path)) == 1 and losses(tmp_path) == [1, 1 / 2, 1 / 3]
 
 

@@ -155,7 +155,7 @@ class Train(Section):
 class Tracking(Section):
     section: ClassVar[str] = "tracking"
     wandb: Literal["online", "offline", "disabled"] = setting(
-        "offline", "Weights & Biases; offline runs are sent later by `wandb sync`"
+        "offline", "Weights & Biases; offline runs are sent later by `dist-resnet sync`"
     )
     project: str = setting("dist_resnet", "W&B project")
     entity: Optional[str] = setting(None, "W&B user or team; null: your default")

@@ -106,7 +106,7 @@ def _state(
     """(state, reason) of a run without a summary. made: its starts."""
     if job is not None and job.state == "PENDING":
         return "requeued" if trained or made else "queued", job.reason
-    if job is not None or _is_locked(run_dir / "lock"):
+    if job is not None or is_locked(run_dir):
         return "running", _silence(run_dir / "metrics.jsonl")
     last = made[-1] if made else {}
     outcome = last.get("outcome", "")
@@ -151,10 +151,10 @@ def _reversed_records(path: Path) -> Iterator[dict[str, Any]]:
             continue  # empty, or being written
 
 
-def _is_locked(path: Path) -> bool:
-    """Whether a training holds the lock; False where the file system has none."""
+def is_locked(run_dir: Path) -> bool:
+    """Whether a training holds its lock; False where the file system has none."""
     try:
-        with open(path) as file:
+        with open(run_dir / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -8,6 +8,7 @@ import netrc
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,14 +19,36 @@ WANDB_LIMITS = {"init_timeout": 20, "finish_timeout": 20, "finish_timeout_raises
 NO_FIGURES = ("step", "last_step", "hours_left")  # of a record of metrics.jsonl
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What RUN_DIR/wandb/ keeps of the run on W&B: its id, and its tags of ours."""
+
+    id: str
+    tags: tuple[str, ...]
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Stored":
+        """With an empty id where there is none yet."""
+        path = run_dir / "wandb" / "run_id"
+        id, *tags = (path.read_text().splitlines() if path.exists() else []) or [""]
+        return cls(id, tuple(tags))
+
+    def write(self, run_dir: Path) -> None:
+        path = run_dir / "wandb" / "run_id"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([self.id, *self.tags]) + "\n")
+
+
 class WandbRun:
     """The W&B run of a RUN_DIR: the same one however often the training is started again.
 
     say: where to tell what is going on."""
 
     def __init__(self, run_dir: Path, say: Callable[[str], None]) -> None:
-        self.run_dir, self.say, self._run = run_dir, say, None
+        self.run_dir, self.say = run_dir, say
+        self._run: Any = None
         self.id = ""
+        self.failed = False  # whether a call has
 
     def start(
         self,
@@ -38,39 +61,58 @@ class WandbRun:
         """wandb_id: that of the checkpoint; '' for the one that a sweep's agent has given, or was
         stored, or a new one.
         records: those of metrics.jsonl, of which a killed process may not have sent the last."""
-        stored = self.run_dir / "wandb" / "run_id"
-        self.id = (
-            wandb_id
-            or os.environ.get("WANDB_RUN_ID")
-            or (stored.read_text().strip() if stored.exists() else "")
-            or secrets.token_hex(4)
-        )
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        stored.write_text(self.id + "\n")
+        stored = Stored.read(self.run_dir)
+        self.id = wandb_id or os.environ.get("WANDB_RUN_ID") or stored.id or secrets.token_hex(4)
+        Stored(self.id, tuple(tags)).write(self.run_dir)
         if config.wandb == "disabled":
             return
         mode = config.wandb
-        if mode == "online" and not _has_key():
+        if mode == "online" and not has_key():
             self.say(
                 "W&B: no API key (WANDB_API_KEY, or `wandb login`), so this run is logged offline"
             )
             mode = "offline"
         for attempt in dict.fromkeys((mode, "offline")):
             try:
-                self._run = self._init(config, full_config, tags, attempt)
+                self._run = self._init(config, full_config, tags, attempt, self.run_dir)
                 break
             except Exception as error:  # whatever it is, the training goes on
                 self.say(f"W&B: cannot start {attempt} ({_short(error)})")
                 _end_helper()
         if self._run and attempt == "offline":
-            self.say(f"W&B: offline; send it later with `wandb sync {self._run.settings.sync_dir}`")
+            self.say(f"W&B: offline; send it later with `dist-resnet sync {self.run_dir}`")
         elif self._run:
-            for record in records:
-                if record["step"] >= self._run.starting_step:
-                    self.log(record["step"], figures_of(record))
+            self.replay(records)
+
+    def open_to_sync(
+        self, config: Tracking, full_config: dict[str, Any], stored: "Stored", aside: Path
+    ) -> None:
+        """Open it online, with time for a slow server, by another process than the training's.
+
+        aside: a directory for the client's own files. Raises what wandb raises."""
+        self.id = stored.id
+        patient = {"init_timeout": 30, "finish_timeout": 3600}
+        quiet = {"disable_git": True, "x_disable_stats": True}  # not of this machine
+        self._run = self._init(
+            config, full_config, stored.tags, "online", aside, **patient, **quiet
+        )
+
+    def replay(self, records: Sequence[dict[str, Any]]) -> int:
+        """Log what the server lacks of the records; returns how many that were."""
+        assert self._run is not None
+        new = [record for record in records if record["step"] >= self._run.starting_step]
+        for record in new:
+            self.log(record["step"], figures_of(record))
+        return len(new)
 
     def _init(
-        self, config: Tracking, full_config: dict[str, Any], tags: Sequence[str], mode: str
+        self,
+        config: Tracking,
+        full_config: dict[str, Any],
+        tags: Sequence[str],
+        mode: str,
+        directory: Path,
+        **settings: Any,
     ) -> Any:
         wandb = _wandb()
         run = wandb.init(
@@ -84,8 +126,10 @@ class WandbRun:
             job_type="train",
             tags=sorted({*tags, *config.tags}),
             config=full_config,
-            dir=str(self.run_dir),
-            settings=wandb.Settings(silent=True, console="off", disable_git=False, **WANDB_LIMITS),
+            dir=str(directory),
+            settings=wandb.Settings(
+                silent=True, console="off", **{"disable_git": False, **WANDB_LIMITS, **settings}
+            ),
         )
         for metric in (
             "train/*",
@@ -112,12 +156,14 @@ class WandbRun:
         artifact: Path | None,
     ) -> None:
         """The last words. top_losses: rows of a table, with uint8 (H, W, 3) under "image";
-        artifact: a file to keep there."""
+        artifact: a file to keep there. Pictures and tables that the run has are left as they
+        are."""
+        had: set[str] = set(self._run.summary.keys()) if self._run else set()
         if summary:
             self._guarded(lambda run: run.summary.update(summary))
-        if picture:
+        if picture and "curves" not in had:
             self._guarded(lambda run: run.log({"curves": _wandb().Image(str(picture))}))
-        if top_losses:
+        if top_losses and "top_losses" not in had:
             self._guarded(lambda run: run.log({"top_losses": _table(top_losses)}))
         if artifact:
             self._guarded(
@@ -134,7 +180,7 @@ class WandbRun:
         try:
             call(self._run)
         except Exception as error:  # its helper process may be gone, the server down, the disk full
-            self._run = None
+            self._run, self.failed = None, True
             _end_helper()
             self.say(
                 f"W&B: off from here on ({_short(error)}); it may lack what came last, "
@@ -175,7 +221,7 @@ def _end_helper() -> None:
         _wandb().teardown()
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether wandb.init will find a key where it looks; without one it would ask for it on a
     terminal."""
     if os.environ.get("WANDB_API_KEY"):
