@@ -1,5 +1,6 @@
 """A search without a server: its space, its rungs, its journal; and agents that are killed."""
 
+import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -13,17 +14,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from conftest import assert_identical, curves
 from test_sweep_agents import finished
+from wandb_server import WandbServer
 
 from dist_resnet.prepare import betons, shapes
 from dist_resnet.reports import search as results
 from dist_resnet.reports.search import Report, Trial
 from dist_resnet.tracking.tracker import read_metrics
+from launch.commands import sweep as sweep_command
 from launch.sweeps import definition, rungs, sampler
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.rungs import Rungs
-from launch.sweeps.search import Search
+from launch.sweeps.search import Search, of as search_of
 from launch.sweeps.study import Study
 
 SPACE = """\
@@ -39,8 +43,16 @@ parameters:
 conditions:
   - when: {optim.name: adam}
     parameters: {optim.lr: {distribution: log_uniform_values, min: 1.0e-4, max: 5.0e-3}}
-command: ["${env}", dist-resnet, train, tiny.yaml, --data.evaluate_on, val, "${args}"]
+command: ["${env}", dist-resnet, train, tiny.yaml, --data.evaluate_on=val, "${args}"]
 """
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory) -> Path:
+    """With a split to choose on: 180 images to train on, 60 to choose by."""
+    out = tmp_path_factory.mktemp("data") / "held_out"
+    betons.prepare(shapes.make(240, 60), out, val=60, seed=0)
+    return out
 
 
 @pytest.fixture
@@ -161,6 +173,73 @@ def test_what_the_configuration_refuses_is_stopped_with_the_reason_and_takes_no_
     assert {t.reason for t in study.trials() if not t.refused} == {"enough"}
 
 
+def asked(path: Path, *words: object) -> Search:
+    parser = argparse.ArgumentParser()
+    sweep_command.options(parser)
+    given = [path, "--sweep-dir", "s", "--workers-per-node", 1, *words]
+    options, overrides = parser.parse_known_args(list(map(str, given)))
+    return search_of(definition.load(path), options.sweep_dir, options, overrides)
+
+
+def test_a_search_is_what_the_file_says_and_mistakes_are_named(sweep, held_out):
+    """An epoch has 3 steps: 30 steps are 3 evaluations."""
+    path = Path("space.yaml")
+    words = ["--data.dir", held_out, "--search"]
+    found = asked(path, *words, "file", "--train.evaluate_every", "3 steps")
+    assert found.rungs == Rungs("asha", (1, 2, 4, 8), 2) and found.draws == "random"
+    assert found.cap == 12 and asked(path, *words, "file", "--count", 3).cap == 3
+    assert asked(path, *words, "random").rungs == Rungs("none")
+    whole = asked(path, *words, "tpe")
+    assert (whole.rungs.last, whole.draws) == (0, "tpe")
+    found.fix()
+    found.fix()
+    with pytest.raises(ValueError, match=r"holds another search .* give another --sweep-dir"):
+        asked(path, *words, "random").fix()
+    content = yaml.safe_load(SPACE)
+    for change, overrides, part in (
+        ({}, ["--data.evaluate_on", "test"], "chooses on held-out images: set --data.evaluate_on"),
+        ({"metric": {"name": "test/top1", "goal": "maximize"}}, [], "never on test"),
+        ({"metric": {"name": "val/loss", "goal": "maximize"}}, [], "must be minimize"),
+        ({"run_cap": None}, [], "has no end: give --count N"),
+        ({"method": "grid"}, [], "go with method random or bayes|needs `values`"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 4}}, [], "no rung before the last"),
+        ({"conditions": [{"when": {"optim.name": "rmsprop"}, "parameters": {}}]}, [], "one of the"),
+        ({"conditions": [{"if": 3}]}, [], "write {when"),
+    ):
+        path.write_text(yaml.safe_dump(content | change))
+        with pytest.raises(ValueError, match=part):
+            asked(path, *words, "file", *overrides)
+
+
+@pytest.mark.slow
+def test_one_file_is_a_grid_a_search_and_a_sweep_on_w_and_bs_server(
+    cli, small_path, held_out, monkeypatch
+):
+    content = {
+        "method": "grid",
+        "metric": {"name": "val/top1", "goal": "maximize"},
+        "parameters": {"optim.lr": {"values": [0.05]}, "train.max_steps": {"value": 4}},
+        "command": ["dist-resnet", "train", "tiny.yaml", "--data.evaluate_on", "val"]
+        + ["--train.evaluate_every", "1 steps", "--data.dir", str(held_out), "${args}"],
+    }
+    (cli.directory / "one.yaml").write_text(yaml.safe_dump(content))
+    words = ["sweep", "one.yaml", "--workers-per-node", 1, "--sweep-dir"]
+    code, output = cli(*words, "grid")
+    assert code == 0 and len(list(cli.directory.glob("grid/*/summary.json"))) == 1, output
+    code, output = cli(*words, "found", "--search", "asha", "--count", 1)
+    assert code == 0 and "1 trials; by rung 1" in output, output
+    assert "paused: saved at step 1" in output and "of fewer than 9 trials none may" in output
+    assert "Warning" not in output, output
+    assert (cli.directory / "found/compare-search.png").stat().st_size > 20_000
+    assert "data:image/png" in (cli.directory / "found/compare.html").read_text()
+    for name in ("WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with WandbServer(dead_after=1000) as server:
+        code, output = cli(*words, "online", "--wandb", **server.environment)
+        (run,) = server.runs.values()
+        assert code == 0 and run.finished and 0 < run.summary["val/top1"] < 1, output
+
+
 def work(search: Search, agent: str, until: int | None) -> None:
     """An agent whose trainings take a hundredth of a second. At its trial number `until` it is
     killed."""
@@ -227,12 +306,12 @@ command: ["${env}", dist-resnet, train, tiny.yaml, --data.evaluate_on, val, --sc
 
 @pytest.mark.slow
 def test_agents_killed_and_preempted_leave_the_same_search_behind(
-    cli, small_path, slurm_cluster, workers, tmp_path
+    cli, small_path, held_out, slurm_cluster, workers, tmp_path
 ):
     """Twelve trials with two agents; one is preempted in mid-run, then all processes of one are
     killed. The trials that are promoted follow from the results alone; they end with the weights of
     a training straight through, and only what a killed one had not saved is trained again."""
-    betons.prepare(shapes.make(240, 60), cli.directory / "held_out", val=60, seed=0)
+    (cli.directory / "held_out").symlink_to(held_out)
     (cli.directory / "short.yaml").write_text(TRAINED)
     (cli.directory / "here.yaml").write_text("{cpus_per_task: 1, time: 10}")
     environment = {"SLURM_CONF": slurm_cluster.environment["SLURM_CONF"]}

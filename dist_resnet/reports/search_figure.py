@@ -104,6 +104,7 @@ def _parallel(axis: Axes, search: Search) -> None:
     names = [*keys, search.metric]
     axis.set_xticks(range(len(names)), names, fontsize=7, rotation=12 if len(names) > 3 else 0)
     more = f" ({len(differ) - SHOWN} more keys differ)" if len(differ) > SHOWN else ""
+    axis.set(xlim=(-0.2, max(1, len(keys)) + 0.5), ylim=(-0.15, 1.08))
     axis.set(yticks=[], title=f"each trial's way, by the rung it reached{more}")
 
 

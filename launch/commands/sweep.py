@@ -9,7 +9,7 @@ from launch.executors.resources import add_resources
 from launch.inspection.compare import report
 from launch.sweeps import definition
 
-EXIT_CODES = {"complete": 0, "failed": 1, "interrupted": 130, "queued": 0}
+EXIT_CODES = {"complete": 0, "failed": 1, "interrupted": 130, "queued": 0, "told": 0}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,11 @@ def options(parser: argparse.ArgumentParser) -> None:
         choices=("file", "asha", "tpe", "random"),
         help="search without a server: as FILE says (bayes: TPE, hyperband: ASHA); asha: by rungs, "
         "also where FILE has no early_terminate; tpe, random: every trial in full",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the runs, or the rungs of a search, with an estimate of hours; do nothing",
     )
     parser.add_argument(
         "--wandb",
@@ -70,6 +75,7 @@ def _refuse_unread(options: argparse.Namespace) -> None:
         "--nodes": options.nodes != 1 and mode,
         "--seed": options.seed != 0 and mode == "--wandb",
         "--agents": options.agents != 1 and not mode,
+        "--dry-run": options.dry_run and mode == "--wandb",
     }
     given = [flag for flag, is_unread in unread.items() if is_unread]
     if given:

@@ -11,10 +11,10 @@ from dist_resnet.runtime.signals import COMPLETED
 from launch.executors import local, run_dir, slurm
 from launch.executors.resources import Resources, check
 from launch.executors.task import WorkerTask
-from launch.sweeps import agents, definition
+from launch.sweeps import agents, definition, dry_run
 from launch.sweeps.search import of as search_of
 
-Ended = Literal["complete", "failed", "interrupted", "queued"]
+Ended = Literal["complete", "failed", "interrupted", "queued", "told"]
 
 
 def train_all(
@@ -23,8 +23,13 @@ def train_all(
     """Train what has not finished, or queue it. A run that fails does not keep the others from
     being trained."""
     runs = definition.runs(found, directory, options.count, options.seed, overrides)
-    for path, config in runs:
+    for _, config in runs:
         check(config, Resources.of(options, config.train.device).world_size)
+    if options.dry_run:
+        size = Resources.of(options, runs[0][1].train.device).world_size
+        dry_run.tell_runs(runs, directory, size)
+        return "told"
+    for path, config in runs:
         run_dir.create(path, config)
     open_ = [(path, config) for path, config in runs if not (path / "summary.json").exists()]
     print(f"sweep {found.name}: {len(runs)} runs in {directory}, {len(open_)} to train", flush=True)
@@ -112,17 +117,17 @@ def run_search(
     from launch.sweeps.study import Study
 
     search = search_of(found, directory, options, overrides)
+    if options.dry_run:
+        dry_run.tell_search(search)
+        return "told"
     base = definition.configuration(found, {}, overrides)
     resources = Resources.of(options, base.train.device)
     search.fix()
     with Heartbeat(directory, own_name()) as heartbeat:
         study = Study(search, heartbeat)
         study.try_a_draw()
-    print(
-        f"search {found.name} in {directory}: {search.cap} trials, {search.draws} draws, "
-        f"{search.rungs}; {search.metric}",
-        flush=True,
-    )
+    print(f"search {found.name} in {directory}: ", end="")
+    dry_run.tell_search(search)
     task = SearchAgentTask(search, resources.cluster.max_faults, resources.cluster.max_restarts)
     if resources.on_slurm:
         return _queue_agents([task] * options.agents, directory, resources)

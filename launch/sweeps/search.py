@@ -84,6 +84,11 @@ class Search:
             )
 
 
+def constants(sweep: Sweep) -> dict[str, Any]:
+    """What all trials have."""
+    return {key: spec["value"] for key, spec in sweep.parameters.items() if "value" in spec}
+
+
 def evaluations_of(plan: Plan) -> int:
     return -(-plan.last_step // plan.evaluate_every)
 
@@ -99,7 +104,7 @@ def of(
     cap = min((n for n in (options.count, sweep.content.get("run_cap")) if n), default=None)
     require(cap is not None, "--search", kind, "has no end: give --count N, or run_cap in the file")
     _require_metric(sweep)
-    base = definition.configuration(sweep, {}, overrides)
+    base = definition.configuration(sweep, constants(sweep), overrides)
     _require_val(base)
     resources = Resources.of(options, base.train.device)
     check(base, resources.workers)
