@@ -305,6 +305,7 @@ command: ["${env}", dist-resnet, train, tiny.yaml, --data.evaluate_on, val, --sc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_agents_killed_and_preempted_leave_the_same_search_behind(
     cli, small_path, held_out, slurm_cluster, workers, tmp_path
 ):
@@ -327,7 +328,7 @@ def test_agents_killed_and_preempted_leave_the_same_search_behind(
     wait_for(lambda: re.search("(preempted|terminated): saved", logs(directory)), directory)
     victim = wait_for(lambda: mid_run(directory, but=preempted), directory)
     saved = kill_agent(directory, victim)
-    wait_for(lambda: finished(slurm_cluster, job), directory, 400)
+    wait_for(lambda: finished(slurm_cluster, job), directory, 1000)
 
     found = results.read(directory)
     assert [t.number for t in found.trials] == list(range(12)), logs(directory)
