@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from playwright.sync_api import expect, sync_playwright
 
 from dist_resnet.reports.page import POINTS, Row, page
@@ -238,6 +239,24 @@ def test_one_run_that_has_not_begun(show):
 def test_a_hundred_runs(show):
     tab = show([Row(f"run{i}", {"top-1": i / 100}, _curves(i % 9)) for i in range(100)])
     assert tab.locator('figure >> nth=0 >> path[data-part="test"]').count() == 100
+
+
+def test_trials_of_a_search_are_coloured_by_how_far_they_got_and_its_picture_is_there(show):
+    rows = [
+        Row(row.name, row.cells | {"evaluations": n}, row.curves, row.complete)
+        for row, n in zip(sweep(), (1, 1, None, 3))
+    ]
+    tab = show(rows, changed=COLUMNS[:2], pictures=[ROOT / "docs/quickstart.png"])
+    assert tab.locator("#pictures img").evaluate("image => image.naturalWidth") > 500
+    assert len(strokes(tab)) == 3  # one evaluation, three, and not known
+    tab.locator("#colours select").select_option("top-1")
+    assert len(strokes(tab)) == 4
+
+
+def strokes(tab) -> set[str]:
+    """The colours of the lines through the parallel coordinates."""
+    paths = tab.locator("#parallel path.run").all()
+    return {path.evaluate("path => getComputedStyle(path).stroke") for path in paths}
 
 
 def test_long_curves_are_thinned_and_what_is_not_finite_is_left_out():

@@ -126,6 +126,25 @@ def test_the_median_rule_compares_with_the_others_means_so_far():
     assert rungs.below_median(trial(9, [0.1, 0.1]), others[1:], True) is None  # too few
 
 
+def test_the_best_so_far_costs_what_all_trials_together_have_cost():
+    def reports(*given):
+        return tuple(
+            Report(k, 2**k, 9, v, h, round(100 * h), t) for k, (v, h, t) in enumerate(given)
+        )
+
+    trials = [
+        dataclasses.replace(trial(0, []), reports=reports((0.5, 1.0, 1.0), (0.7, 3.0, 4.0))),
+        dataclasses.replace(trial(1, []), reports=reports((0.6, 1.5, 2.0))),
+    ]
+    found = results.Search(Path("s"), "file", "val/top1", True, trials)
+    assert found.best_so_far() == [(1.0, 0.5, 100), (2.5, 0.6, 250), (4.5, 0.7, 450)]
+    assert "2 trials; by rung 2, 1; 4.50 machine hours; best val/top1 0.7000 (trial_000)" in (
+        found.words()
+    )
+    assert dataclasses.replace(found, maximize=False).best_so_far()[-1] == (4.5, 0.5, 450)
+    assert found.importance() == {}
+
+
 def test_draws_keep_to_their_ranges_also_under_conditions(sweep):
     drawn = [sampler.draw(sweep, "random", 3, n, [], True)[0] for n in range(60)]
     assert drawn[7] == sampler.draw(sweep, "random", 3, 7, [], True)[0] != drawn[8]
@@ -147,6 +166,8 @@ def test_draws_keep_to_their_ranges_also_under_conditions(sweep):
         for n in range(40)
         for d, p, s in [sampler.draw(sweep, "random", 3, n, [], True)]
     ]
+    shares = results.Search(Path("s"), "file", "val/top1", True, good).importance()
+    assert max(shares, key=lambda name: shares[name]) == "train.label_smoothing"
     learnt = [sampler.draw(sweep, "tpe", 3, 40 + n, good, True)[0] for n in range(20)]
     near = [d for d in learnt if abs(d["train.label_smoothing"] - 0.1) < 0.06]
     assert len(near) > 16  # of twenty; of random draws about twelve would be

@@ -44,6 +44,12 @@ class Comparison:
     changed: list[str]
     searches: list[Search]
 
+    def name(self, run: Run) -> str:
+        """Its directory's, with that of the sweep where several have one of that name."""
+        names = [other.path.name for other in self.runs]
+        alone = names.count(run.path.name) == 1
+        return run.path.name if alone else f"{run.path.parent.name}/{run.path.name}"
+
     def cells(self, run: Run) -> dict[str, Any]:
         """A row of the table: the results, then the keys that differ; None for a key that the run's
         family does not have."""
@@ -80,8 +86,9 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 
 def _with_rung(run: Run, trial: Trial | None) -> dict[str, Any]:
-    """The results, and which rung of its search the run has reached."""
-    return {**run.results, "rung": trial.reports[-1].rung if trial and trial.reports else None}
+    """The results, and the evaluations until the rung of its search that the run has reached."""
+    last = trial.last if trial else None
+    return {**run.results, "evaluations": last.iteration if last else None}
 
 
 def find(path: Path) -> list[Path]:

@@ -26,7 +26,7 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
     """For a terminal of so many columns: the runs, and means over seeds where there are any. Where
     a row does not fit, the table is turned round: a row for each result and key, a column for each
     run."""
-    rows = [{"run": run.path.name, **comparison.cells(run)} for run in comparison.runs]
+    rows = [{"run": comparison.name(run), **comparison.cells(run)} for run in comparison.runs]
     means = over_seeds(comparison)
     return [
         *_fitted(rows, width, CAPTION),
@@ -102,7 +102,7 @@ def _records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    runs = [{"run": run.path.name, **comparison.cells(run)} for run in comparison.runs]
+    runs = [{"run": comparison.name(run), **comparison.cells(run)} for run in comparison.runs]
     return "\n".join(_markdown(rows) for rows in (runs, over_seeds(comparison)) if rows)
 
 
@@ -125,7 +125,7 @@ def _page_row(comparison: Comparison, run: Run) -> Row:
         key: _page_cell(value) if key in comparison.changed else value
         for key, value in comparison.cells(run).items()
     }
-    return Row(run.path.name, cells, _page_curves(run), run.complete)
+    return Row(comparison.name(run), cells, _page_curves(run), run.complete)
 
 
 def _page_cell(value: Any) -> Any:
