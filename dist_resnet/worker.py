@@ -21,6 +21,7 @@ from dist_resnet.acceleration import cuda_graph, fast_paths
 from dist_resnet.config import Config, SpeedrunModel, config_file, for_device, schedule
 from dist_resnet.data import loader, manifest
 from dist_resnet.data.manifest import Manifest
+from dist_resnet.diagnosis.hang import Watchdog
 from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
@@ -52,6 +53,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None, began: float | Non
     config = config_file.load(run_dir / "config.yaml")
     with (
         distributed.connect(config.train.device, config.train.timeout_s) as world,
+        Watchdog(run_dir, world.rank, world.collectives, progress, config.train.timeout_s),
         locked(run_dir, world),
         loader.betons_of(config, run_dir, world) as (data_dir, betons),
     ):

@@ -4,12 +4,14 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from dist_resnet.runtime.collectives import Collectives
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -21,45 +23,55 @@ class World:
     device: torch.device
     local_rank: int = 0  # its number on its node
     local_size: int = 1
+    collectives: Collectives = field(default_factory=Collectives)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over all ranks, in place."""
-        dist.all_reduce(values)
+        with self.collectives.entered("all-reduce"):
+            dist.all_reduce(values)
         return values
 
     def stack(self, values: torch.Tensor) -> torch.Tensor:
         """Every rank's values, of one shape, on every rank: (size, *shape)."""
         everyones = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(everyones, values)
+        with self.collectives.entered("all-gather"):
+            dist.all_gather(everyones, values)
         return torch.stack(everyones)
 
     def exchange(self, mine: torch.Tensor, theirs: torch.Tensor, rank: int) -> None:
         """Send `mine` to another rank, and overwrite `theirs` with what it sends at the same
         time."""
         sent, received = dist.P2POp(dist.isend, mine, rank), dist.P2POp(dist.irecv, theirs, rank)
-        for work in dist.batch_isend_irecv([sent, received]):
-            work.wait()
+        with self.collectives.entered(f"exchange with rank {rank}"):
+            for work in dist.batch_isend_irecv([sent, received]):
+                work.wait()
 
     def from_rank0(self, value: Any) -> Any:
         """Rank 0's value (anything that pickles), on every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with self.collectives.entered("broadcast"):
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value (anything that pickles), in the order of the ranks, on every rank."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self.collectives.entered("all-gather"):
+            dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
         """Overwrite the tensors with rank 0's."""
-        for work in [dist.broadcast(tensor, src=0, async_op=True) for tensor in tensors]:
-            assert work is not None
-            work.wait()
+        with self.collectives.entered("broadcast"):
+            for work in [dist.broadcast(tensor, src=0, async_op=True) for tensor in tensors]:
+                assert work is not None
+                work.wait()
 
     def barrier(self) -> None:
-        self.sum(torch.zeros(1, device=self.device)).item()
+        with self.collectives.entered("barrier"):
+            work = torch.zeros(1, device=self.device)
+            dist.all_reduce(work)
+            work.item()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from dist_resnet.training.data_parallel import BucketedDDP, FlatAllReduce
 from dist_resnet.training.evaluation import evaluate
 from dist_resnet.training.metrics import Sums
 from dist_resnet.training.optim import Ema, Lookahead
+from dist_resnet.training.pace import Pace
 from dist_resnet.training.progress import Progress
 from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
@@ -61,11 +62,13 @@ class Training:
     fast_paths: dict[str, str] = field(default_factory=dict)
     devices: str = ""
     sums: Sums = field(init=False)
+    pace: Pace = field(init=False)
     # with a batch; a CUDA graph may take its place
     update: Callable[[torch.Tensor, torch.Tensor], None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums = Sums(self.world.device, self.plan.parts)
+        self.pace = Pace(self.model, self.world)
         self.update = partial(update, self)
 
 
@@ -181,6 +184,8 @@ def log(run: Training, step: int) -> None:
     if run.world.device.type == "cuda":
         figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(run.world.device) / 2**30
     run.tracker.log(step, figures)
+    if slowest := run.pace.slowest(waited, seconds):
+        run.tracker.say(slowest)
 
 
 def gradient_norm(run: Training) -> float:

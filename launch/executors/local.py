@@ -19,6 +19,7 @@ from submitit import LocalExecutor
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalJob
 
+from dist_resnet.diagnosis import hang
 from dist_resnet.runtime.signals import TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import progress_bar
 from launch.executors import verdict
@@ -185,7 +186,7 @@ class _Watch:
     def _of_traceback(self, line: str) -> bool:
         """Tracebacks stay in the log: what ended the run is told once, at the end."""
         line = re.sub(r"^\[rank\d+\]: ", "", line)
-        if line.startswith(("Traceback (most recent", "Exception ignored in")):
+        if line.startswith(("Traceback (most", "Exception ignored in", "Thread 0x", "Current th")):
             self.in_traceback = True
         elif self.in_traceback and not line.startswith(" "):
             self.in_traceback = False  # the exception itself: the last line
@@ -210,7 +211,8 @@ class _Watch:
             return verdict.outcome(self.folder, self.job.job_id)
         if failure.exception is None and self.stopping:
             return TERMINATED  # ended at the second Ctrl-C, or before it could save
-        raise (ValueError if failure.mistake() else RuntimeError)(failure.tell())
+        hung = hang.story(self.folder.parents[1], self.workers)
+        raise (ValueError if failure.mistake() else RuntimeError)(failure.tell(hang=hung))
 
 
 @contextlib.contextmanager

@@ -18,14 +18,16 @@ class Failure:
     exception: str | None
     log: Path
 
-    def tell(self, where: str = "") -> str:
-        """What the user reads: one line for a mistake of theirs, else everything that is known."""
+    def tell(self, where: str = "", hang: str | None = None) -> str:
+        """What the user reads: one line for a mistake of theirs, else everything that is known.
+
+        hang: who waited for whom, where something has hung."""
         worker = f"the worker of rank {self.rank}{where}"
         if self.exception is None:
+            why = hang or "killed by a signal, or out of memory"
             return (
-                f"{worker} ended without a word: killed by a signal, out of memory, or hanging? "
-                "The same command goes on from "
-                f"the last checkpoint\nits log: {self.log}"
+                f"{worker} ended without a word: {why}. The same command goes on from the last "
+                f"checkpoint\nits log: {self.log}"
             )
         mistake = self.mistake()
         return (

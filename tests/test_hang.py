@@ -1,0 +1,70 @@
+"""Who waits for whom when a training hangs, and who holds the others up. In test_slurm a worker
+hangs in a job."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_resnet.diagnosis import hang
+from dist_resnet.runtime import distributed
+from dist_resnet.training.pace import Pace
+from dist_resnet.training.progress import Progress
+
+
+def late(run_dir: str) -> None:
+    """In a worker of a world of two: rank 1 does not come to the barrier."""
+    with distributed.connect("cpu", 6.0) as world:
+        progress = Progress(step=7)
+        with hang.Watchdog(Path(run_dir), world.rank, world.collectives, progress, 6.0):
+            world.barrier()
+            if world.rank == 1:
+                time.sleep(9)
+            with pytest.raises(RuntimeError):
+                world.barrier()
+
+
+def test_the_collective_and_who_had_not_arrived_are_named(workers, tmp_path):
+    workers.call(late, str(tmp_path), size=2)
+    told = hang.story(tmp_path, 3)
+    assert "after step 7; rank 0 waited in barrier (collective 2, " in told, told
+    assert "not arrived: rank 1, at work outside of ours" in told
+    assert "not arrived: rank 2, which gave no sign" in told
+
+
+def test_ranks_in_ddps_backward_pass_wait_too(tmp_path):
+    assert hang.story(tmp_path, 2) is None
+    (tmp_path / hang.FOLDER).mkdir()
+    backward = "training/loop.py:9 forward_and_backward"
+    for rank, where in enumerate([backward, backward, "data/loader.py:5 batches"]):
+        note = {"rank": rank, "step": 4, "collective": None, "number": 9, "seconds": 18.0}
+        (tmp_path / hang.FOLDER / f"rank_{rank}.json").write_text(
+            json.dumps(note | {"where": where})
+        )
+    told = hang.story(tmp_path, 3)
+    assert "ranks 0, 1 waited in the all-reduce of the gradients" in told
+    assert told.endswith("not arrived: rank 2, at data/loader.py:5 batches")
+
+
+def paces() -> list[str | None]:
+    """In a worker of a world of three: what is said when none is slow, and when rank 2 is, in its
+    forward pass and then in its data."""
+    with distributed.connect("cpu", 60.0) as world:
+        model = torch.nn.Linear(1, 1)
+        pace, said = Pace(model, world), []
+        for forward, data in ((0.4, 0.0), (0.4 + 0.8 * (world.rank == 2), 0.0), (0.4, 0.0)):
+            before = model.register_forward_pre_hook(lambda *_, s=forward: time.sleep(s))
+            model(torch.ones(1, 1))
+            before.remove()
+            said.append(pace.slowest(data, 0.5))
+        said.append(pace.slowest(3.0 if world.rank == 2 else 1.0, 4.0))
+        return said
+
+
+def test_the_slowest_rank_is_named(workers):
+    even, slow, again, data = workers.call(paces, size=3)[0]
+    assert even is None and again is None
+    assert slow.startswith("rank 2 is the slowest: ")
+    assert data.startswith("rank 2 is the slowest: 3.0 times") and "100% of it waiting" in data
