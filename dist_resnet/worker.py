@@ -22,6 +22,7 @@ from dist_resnet.config import Config, SpeedrunModel, config_file, for_device, s
 from dist_resnet.data import loader, manifest
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.diagnosis.hang import Watchdog
+from dist_resnet.diagnosis.profile import profiled
 from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
@@ -77,7 +78,8 @@ def life(
     start.begin(world.gather(starts.node()), world.size, world.device.type, progress.step)
     try:
         fast_paths.engage(run, saved)
-        outcome = loop.fit(run)
+        with profiled(run, run_dir):
+            outcome = loop.fit(run)
         if outcome == COMPLETED:
             finish(run, run_dir, data_dir, betons)
         else:

@@ -1,5 +1,5 @@
-"""Who waits for whom when a training hangs, and who holds the others up. In test_slurm a worker
-hangs in a job."""
+"""Who waits for whom when a training hangs, who holds the others up, and what takes the time. In
+test_slurm a worker hangs in a job."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_identical
 
 from dist_resnet.diagnosis import hang
 from dist_resnet.runtime import distributed
@@ -68,3 +69,15 @@ def test_the_slowest_rank_is_named(workers):
     assert even is None and again is None
     assert slow.startswith("rank 2 is the slowest: ")
     assert data.startswith("rank 2 is the slowest: 3.0 times") and "100% of it waiting" in data
+
+
+def test_a_profile_is_of_so_many_steps_and_changes_nothing(workers, small_path, tmp_path):
+    plain = workers.train(small_path, tmp_path / "plain", "--train.max_steps", 20)
+    words = ("--train.max_steps", 20, "--train.profile", "3 steps")
+    run_dir = workers.train(small_path, tmp_path / "run", *words)
+    assert "profile of 3 steps" in workers.output
+    events = json.loads((run_dir / "profile/trace.json").read_text())["traceEvents"]
+    steps = {e["name"] for e in events if e["name"].startswith("ProfilerStep#")}
+    assert steps == {"ProfilerStep#12", "ProfilerStep#13", "ProfilerStep#14"}
+    assert "convolution_backward" in (run_dir / "profile/operations.txt").read_text()
+    assert_identical(plain, run_dir)

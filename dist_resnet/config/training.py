@@ -96,6 +96,9 @@ class Train(Section):
         "test-time augmentation: the mean answer to an image and its mirror image; "
         "mirror_translate: and, with the weight of these, to both moved by one pixel (airbench)",
     )
+    profile: Optional[str] = setting(
+        None, "'10 steps': trace so many on rank 0, after the first, into RUN_DIR/profile"
+    )
     timeout_s: float = setting(
         600.0, "end the run when a collective has waited so many seconds for a lost worker"
     )
@@ -149,6 +152,8 @@ class Train(Section):
         self.require(self.timeout_s > 0, "timeout_s", "must be positive")
         for key in ("log_every", "evaluate_every", "checkpoint_every"):
             parse_length(f"train.{key}", getattr(self, key))
+        in_steps = self.profile is None or parse_length("train.profile", self.profile)[1] == "steps"
+        self.require(in_steps, "profile", "write '10 steps'")
 
 
 @dataclass(frozen=True)
