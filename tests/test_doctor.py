@@ -7,10 +7,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for_step
 
 from dist_resnet.config import config_file
 from dist_resnet.diagnosis import doctor, findings, machine, network
@@ -139,6 +140,52 @@ def test_faults_between_ranks(workers, tmp_path):
         workers.call(together, str(other), "", closed.getsockname()[1], size=2)
     met = findings_of(other, 2)["ranks meet"]
     assert met.level == "bad" and "GLOO_SOCKET_IFNAME" in met.remedy, met
+
+
+@pytest.mark.slow
+def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, config_path, tmp_path):
+    """An examination as a job; then runs side by side: one that fails, one that runs, one that
+    waits for it, is requeued, and is cancelled."""
+    cli.environment |= slurm_cluster.environment | {"PYTHONPATH": str(ROOT), "CXX": "/nowhere"}
+    (tmp_path / "here.yaml").write_text("{gpus_per_node: 1, cpus_per_task: 1, time: 10}")
+    there = ("--cluster", "here.yaml", "--nodes", 2)
+    data = config_file.load(config_path).data.dir
+    code, output = cli("doctor", *there, "--data.dir", data)
+    assert code == 0 and "nothing to mend, 1 to know" in output, output
+    link, named = tmp_path / "runs/doctor/link.json", "--link runs/doctor/link.json"
+    assert Link.read(link).bandwidth > 1e6 and named in output, output
+    assert "2 workers on 1 host" in output and "--train.compile none" in output
+
+    def states() -> dict[str, dict]:
+        found = json.loads(cli("status", "--json")[1])
+        return {Path(run["path"]).name: run for run in found}
+
+    def until(name: str, state: str) -> dict:
+        deadline = time.monotonic() + 120
+        while (seen := states())[name]["state"] != state:
+            assert time.monotonic() < deadline, seen
+            time.sleep(1)
+        return seen[name]
+
+    def submit(name: str, *words: object) -> None:
+        code, output = cli("train", config_path, "--run-dir", f"runs/{name}", *there, *words)
+        assert code == 0, output
+
+    long = ("--schedule.steps", 9000, "--schedule.milestones", "[]")
+    submit("fails", "--optim.lr", "1e30", "--train.precision", "fp32")
+    assert "not finite" in until("fails", "failed")["reason"]
+    submit("long", *long)
+    submit("later", *long)
+    wait_for_step(tmp_path / "runs/long", 4)
+    seen = states()
+    assert (seen["long"]["state"], seen["long"]["last_step"]) == ("running", 9000)
+    assert seen["long"]["hours_left"] > 0 and seen["long"]["starts"] == 1
+    assert (seen["later"]["state"], seen["later"]["reason"]) == ("queued", "Resources")
+    slurm_cluster.command("scancel", "--signal=USR2", seen["long"]["job"])
+    assert until("long", "requeued")["job"] == seen["long"]["job"]
+    for name in ("long", "later"):
+        slurm_cluster.command("scancel", seen[name]["job"])
+    assert until("long", "stopped")["reason"] == "preempted"
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7])

@@ -174,7 +174,9 @@ def test_from_a_cluster_file_with_a_worker_that_hangs(
         "step 60/60",
     ):
         assert said in output, (said, output)
-    assert "start 1 of job" in (tmp_path / "run/logs/failures.txt").read_text()
+    failures = (tmp_path / "run/logs/failures.txt").read_text()
+    assert "start 1 of job" in failures and "which gave no sign" in failures, failures
+    assert "where every thread is:" in job.log() and "Current thread 0x" in job.log()
     assert_identical(straight, tmp_path / "run")
 
 

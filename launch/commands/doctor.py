@@ -75,7 +75,8 @@ def _run(directory: Path, resources: Resources, device: str) -> None:
         return
     minutes = min(resources.cluster.time, MINUTES)
     lead = min(resources.cluster.signal_delay_s, 60 * minutes - 1)
-    cluster = dataclasses.replace(resources.cluster, time=minutes, signal_delay_s=lead)
+    limits = {"time": minutes, "signal_delay_s": lead, "code": "live"}
+    cluster = dataclasses.replace(resources.cluster, **limits)
     tasks = [DoctorTask(str(directory))]
     (job,) = slurm.submit(directory, tasks, cluster, resources.nodes, resources.workers)
     print(f"job {job} queued", flush=True)

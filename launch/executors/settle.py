@@ -10,6 +10,7 @@ from typing import Protocol
 from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from dist_resnet.diagnosis import hang
 from dist_resnet.runtime.signals import COMPLETED
 from dist_resnet.tracking import starts
 from launch.executors import verdict
@@ -73,10 +74,11 @@ def settle(folder: Path) -> int:
         completed = verdict.outcome(folder, job_id) == COMPLETED
         return 0 if completed else _after_signal(TERMINATED, task, folder)
     node = nodes[failure.rank * len(nodes) // workers]
-    why = failure.tell(f" on {node}")
+    run_dir = Path(task.run_dir) if isinstance(task, WorkerTask) else None
+    why = failure.tell(f" on {node}", hang.story(run_dir, workers) if run_dir else None)
     _tell(folder, f"start {starts.restarts() + 1} of job {job_id}: {why}")
-    if isinstance(task, WorkerTask):
-        starts.settle(Path(task.run_dir), why)
+    if run_dir:
+        starts.settle(run_dir, why)
     if failure.exception is not None:
         return 1
     return _unless_too_often("fault", REQUEUE, task.max_faults, folder)
