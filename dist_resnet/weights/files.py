@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,8 @@ def read(path: Path, which: str | None = None) -> Weights:
         )
     try:
         return _of_safetensors(file) if file.suffix == ".safetensors" else _of_torch(file)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{file} holds no weights ({reason}); name {KINDS}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} holds no weights ({error}); name {KINDS}") from None
 
 
 def write(weights: Weights, path: Path, kind: str) -> None:
@@ -84,7 +82,12 @@ def aside_of(path: Path) -> Path:
 
 def _of_torch(file: Path) -> Weights:
     """A checkpoint, an export of ours, or a state dict, alone or as `model`."""
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # of any kind, from bytes that torch has not written
+        raise ValueError("not a whole file of tensors and plain values") from None
     card: dict[str, Any] | None = content.get("card") if isinstance(content, dict) else None
     tensors = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not _are_tensors(tensors):
