@@ -12,7 +12,7 @@ from conftest import assert_identical, curves, without_last_checkpoint
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dist_resnet import models
+from dist_resnet import models, worker
 from dist_resnet.config import CifarModel, Data, Optim
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.training import evaluation, optim
@@ -217,3 +217,6 @@ def test_they_do_not_depend_on_the_world_size_and_go_on_exactly(
     assert "resuming at step 8 (world size 2 before)" in workers.output
     assert_identical(straight, again)
     assert curves(straight) == curves(again)
+    last = [r for r in curves(straight) if "test/loss" in r][-1]
+    _, means, _ = workers.call(worker.evaluate, str(again), "LATEST")[0]
+    assert means.figures("test") == {key: last[key] for key in means.figures("test")}

@@ -83,6 +83,10 @@ def test_describe_shows_blocks_or_layers_of_the_configurations_own_network(capsy
         (dict(block_order="no_final_relu"), 269_722),
         (dict(block_order="relu_before_add"), 269_722),
         (dict(shortcut="none"), 269_722),
+        (
+            dict(squeeze_excite=True),
+            269_722 + 3 * sum(c * r + r + r * c + c for c, r in ((16, 1), (32, 2), (64, 4))),
+        ),
         (dict(downsample="maxpool"), 269_722),
         (dict(stochastic_depth=0.5), 269_722),
         (
@@ -177,6 +181,27 @@ def test_stochastic_depth_leaves_out_a_branch_or_weighs_it(order):
                 plain.convs[-1].weight.mul_(block.survival)
     plain.survival = 1.0
     assert torch.allclose(block.eval()(x), plain.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_squeeze_and_excitation_weighs_the_channels_of_the_branch(order):
+    torch.manual_seed(0)
+    config = CifarModel(name="resnet8", block_order=order, squeeze_excite=True)
+    block, x = models.build(config, 10).blocks[0].eval(), torch.randn(4, 16, 8, 8)
+    (c1, c2), (n1, n2), relu = block.convs, block.norms, torch.relu
+
+    def weighed(y):
+        hidden = relu(block.excite.fc1(y.mean((2, 3), keepdim=True)))
+        return y * torch.sigmoid(block.excite.fc2(hidden))
+
+    expected = {
+        "paper": lambda: relu(weighed(n2(c2(relu(n1(c1(x)))))) + x),
+        "bn_after_add": lambda: relu(n2(weighed(c2(relu(n1(c1(x))))) + x)),
+        "relu_before_add": lambda: weighed(relu(n2(c2(relu(n1(c1(x))))))) + x,
+        "no_final_relu": lambda: weighed(n2(c2(relu(n1(c1(x)))))) + x,
+        "preact": lambda: weighed(c2(relu(n2(c1(relu(n1(x))))))) + x,
+    }[order]()
+    assert torch.allclose(block(x), expected, atol=1e-6)
 
 
 def test_a_plain_network_is_its_layers_and_pooling_halves_the_image():

@@ -42,7 +42,8 @@ class Data(Section):
     mix: Literal["none", "mixup", "cutmix"] = setting(
         "none",
         "each image with another of its worker's share of the batch: weighted (Zhang et al. 2018), "
-        "or a rectangle of it pasted in (Yun et al. 2019); labels likewise",
+        "or a rectangle of it pasted in (Yun et al. 2019); labels likewise, but for the training's "
+        "accuracy",
     )
     mix_alpha: float = setting(1.0, "weights of images are drawn from Beta(alpha, alpha)")
     mix_share: float = setting(1.0, "part of the steps that mix")

@@ -64,6 +64,10 @@ class CifarModel(Model):
         "probability that a step leaves out the last block's branch (Huang et al. 2016), falling "
         "linearly towards the first block; 0.5 is theirs",
     )
+    squeeze_excite: bool = setting(
+        False,
+        "let a small network weigh the channels of every branch (Hu et al. 2018, reduction 16)",
+    )
     bn: Literal["all", "first"] = setting(
         "all", "batch normalisation on every convolution, or on the first of each block only"
     )

@@ -1,7 +1,8 @@
 """The 6n+2 ResNets for 32x32 images: He et al. 2015, "Deep Residual Learning", section 4.2.
 
 Pre-activation blocks, and BN or ReLU elsewhere: He et al. 2016, "Identity Mappings", figure 4.
-Widening: Zagoruyko and Komodakis 2016. Stochastic depth: Huang et al. 2016, section 3."""
+Widening: Zagoruyko and Komodakis 2016. Stochastic depth: Huang et al. 2016, section 3.
+Squeeze-and-excitation: Hu et al. 2018, section 3, at the end of the branch."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -64,6 +65,7 @@ class Block(nn.Module):
             self.norms.append(nn.BatchNorm2d(features) if normed else nn.Identity())
             channels = width
         self.shortcut = _shortcut(config, inputs, outputs, stride)
+        self.excite = _squeeze_excite(outputs) if config.squeeze_excite else None
         self.survival = 1.0  # probability that a step keeps the branch
         self.dropped = False  # whether this one leaves it out
 
@@ -78,11 +80,11 @@ class Block(nn.Module):
             x = norm_add_relu(norm, conv(x))
         x, norm = self.convs[-1](x), self.norms[-1]
         if self.order == "bn_after_add":
-            return norm_add_relu(norm, self._expected(x) + skip)
+            return norm_add_relu(norm, self._weighed(x) + skip)
         if self.order == "relu_before_add":
-            return self._expected(norm_add_relu(norm, x)) + skip
-        if self.survival < 1 and not self.training:
-            x, norm = self._expected(norm(x)), nn.Identity()
+            return self._weighed(norm_add_relu(norm, x)) + skip
+        if self.excite or (self.survival < 1 and not self.training):
+            x, norm = self._weighed(norm(x)), nn.Identity()
         return norm_add_relu(norm, x, skip, relu=self.order != "no_final_relu")
 
     def _forward_preact(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,17 +95,24 @@ class Block(nn.Module):
             return skip
         for conv, norm in zip(self.convs[:-1], self.norms[1:]):
             y = norm_add_relu(norm, conv(y))
-        return self._expected(self.convs[-1](y)) + skip
+        return self._weighed(self.convs[-1](y)) + skip
 
     def _without_branch(self, skip: torch.Tensor) -> torch.Tensor:
         if self.order == "bn_after_add":
             return norm_add_relu(self.norms[-1], skip)
         return F.relu(skip) if self.order == "paper" else skip
 
-    def _expected(self, branch: torch.Tensor) -> torch.Tensor:
-        """Evaluation weighs the branch with how often training keeps it (Huang et al. 2016,
-        equation 5)."""
+    def _weighed(self, branch: torch.Tensor) -> torch.Tensor:
+        """By its channels' importance, where that is asked for; in evaluation also by how often
+        training keeps it (Huang et al. 2016, equation 5)."""
+        branch = self.excite(branch) if self.excite else branch
         return branch if self.training or self.survival == 1 else self.survival * branch
+
+
+def _squeeze_excite(channels: int, reduction: int = 16) -> nn.Module:
+    from torchvision.ops import SqueezeExcitation  # torchvision takes two seconds to import
+
+    return SqueezeExcitation(channels, max(1, channels // reduction))
 
 
 def _shortcut(config: CifarModel, inputs: int, outputs: int, stride: int) -> nn.Module:

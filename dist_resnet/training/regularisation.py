@@ -68,7 +68,7 @@ class Mixing:
 
 class StochasticDepth:
     """Leaves out branches of a whole step, forward and backward, each with its own probability
-    (Huang et al. 2016, section 3): a step at the usual rate of one half takes a quarter less."""
+    (Huang et al. 2016, section 3): at their rate of one half, a quarter of all blocks' work."""
 
     def __init__(self, network: nn.Module, seed: int) -> None:
         blocks = [*network.blocks] if isinstance(network, ResNet) else []
