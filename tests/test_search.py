@@ -19,9 +19,11 @@ from conftest import assert_identical, curves
 from test_sweep_agents import finished
 from wandb_server import WandbServer
 
+from dist_resnet import worker
 from dist_resnet.prepare import betons, shapes
 from dist_resnet.reports import search as results
 from dist_resnet.reports.search import Report, Trial
+from dist_resnet.runtime.signals import StopSignal
 from dist_resnet.tracking.tracker import read_metrics
 from launch.commands import sweep as sweep_command
 from launch.sweeps import definition, rungs, sampler
@@ -194,6 +196,25 @@ def test_what_the_configuration_refuses_is_stopped_with_the_reason_and_takes_no_
     assert {t.reason for t in study.trials() if not t.refused} == {"enough"}
 
 
+def paused(directory: str, step: int) -> str:
+    return worker.main(directory, StopSignal(step))
+
+
+def test_a_training_that_pauses_at_a_step_ends_as_one_straight_through(
+    small_path, workers, tmp_path
+):
+    """On two ranks, at an evaluation and in between. At the last step it is complete."""
+    straight = workers.train(small_path, tmp_path / "straight", size=2)
+    directory = tmp_path / "in_parts"
+    workers.make(small_path, directory)
+    for step in (10, 13):
+        assert workers.call(paused, str(directory), step, size=2) == ["paused"] * 2
+        assert (directory / "checkpoints/LATEST").read_text() == f"step_{step:08d}.pt\n"
+    assert workers.call(paused, str(directory), 30, size=2) == ["completed"] * 2
+    assert_identical(straight, directory)
+    assert curves(straight) == curves(directory)
+
+
 def asked(path: Path, *words: object) -> Search:
     parser = argparse.ArgumentParser()
     sweep_command.options(parser)
@@ -360,7 +381,8 @@ def test_agents_killed_and_preempted_leave_the_same_search_behind(
     assert all(step > saved for step in again.pop(victim.name)) and not any(again.values()), again
     for number in sorted(promoted)[:2]:
         path = directory / f"trial_{number:03d}"
-        straight = workers.train(path / "config.yaml", tmp_path / f"straight{number}")
+        beside = tmp_path / f"straight{number}"
+        straight = workers.train(path / "config.yaml", beside, "--data.dir", held_out)
         assert_identical(path, straight)
         assert curves(path) == curves(straight)
 
