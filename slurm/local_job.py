@@ -2,6 +2,7 @@
 benchmarks/chaos.py."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -178,6 +179,20 @@ def without_slurm(folder: Path) -> str:
     python.write_text(f'#!/bin/sh\nunset SLURM_CONF\nexport PATH=/\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     return str(python)
+
+
+def as_in_a_container(folder: Path) -> dict[str, str]:
+    """The environment for a job whose Python is in a container: in place of Apptainer, a command
+    of its name that hides SLURM as `without_slurm` does, and runs what it is given."""
+    enter = folder / "bin/apptainer"
+    enter.parent.mkdir()
+    enter.write_text(
+        '#!/bin/sh\n[ "$1 $2 $3" = "exec --nv image.sif" ] || exit 99\n'
+        'shift 3\nunset SLURM_CONF\nexport PATH=/\nexec "$@"\n'
+    )
+    enter.chmod(0o755)
+    path = f"{enter.parent}:{os.environ['PATH']}"
+    return {"DIST_RESNET_CONTAINER": "image.sif", "PATH": path}
 
 
 def reach_the_time_limit(job: Job, seconds: float = 90) -> None:

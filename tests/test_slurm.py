@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, Cli, assert_identical, curves
 from local_job import (
     Job,
+    as_in_a_container,
     kill_node,
     preempt_with_short_grace,
     reach_the_time_limit,
@@ -161,13 +162,17 @@ def wait_for_text(path, text, seconds=90):
 def test_an_exception_is_told_with_rank_and_node_and_not_requeued(
     slurm_cluster, overrides, tmp_path
 ):
+    """In a container, from which only the batch script's own shell reaches SLURM."""
     job = sbatch(
         slurm_cluster,
         tmp_path / "run",
         [*overrides, "--schedule.warmup_lr", "1e30", "--train.precision", "fp32"],
+        **as_in_a_container(tmp_path),
     )
     assert job.wait_for_end() == "FAILED", job.log()
     told = job.output.read_text()
+    (start,) = starts.read(job.run_dir)
+    assert start["outcome"].startswith("failed: the loss is not finite"), start
     assert (
         job.field("Restarts") == "0" and "not finite" in told and "rank" in told and " on n" in told
     ), told
