@@ -23,7 +23,16 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "slurm"))
 
 from local_cluster import LocalCluster  # noqa: E402
-from local_job import Job, kill_node, reach_the_time_limit, revive_node, sbatch  # noqa: E402
+from local_job import (  # noqa: E402
+    Job,
+    kill_node,
+    preempt_with_short_grace,
+    reach_the_time_limit,
+    revive_node,
+    sbatch,
+    unwritable,
+    without_slurm,
+)
 
 from dist_resnet.prepare import betons, shapes  # noqa: E402
 from dist_resnet.tracking.tracker import read_metrics  # noqa: E402
@@ -35,6 +44,26 @@ FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/to
 
 def preempt(job: Job) -> None:
     job.cluster.command("scancel", "--signal=USR2", job.id)
+
+
+def preempt_twice(job: Job) -> None:
+    """Within a second."""
+    preempt(job)
+    time.sleep(0.5)
+    preempt(job)
+
+
+def controller_restarts(job: Job) -> None:
+    """Meanwhile a worker is killed, and nobody can be asked to requeue the job."""
+    job.cluster.kill_controller()
+    kill_worker(job)
+    time.sleep(8)
+    job.cluster.restart_controller()
+
+
+def checkpoints_unwritable(job: Job) -> None:
+    with unwritable(job.run_dir / "checkpoints"):
+        time.sleep(4)
 
 
 def kill_worker(job: Job) -> None:
@@ -55,12 +84,12 @@ def half_the_nodes_gone_then_back(job: Job) -> None:
     """Half of the workers go on for some steps; once the node is back, all of them."""
     kill_node(job.cluster, "n2", job)
     reached = max(r["step"] for r in read_metrics(job.run_dir))
-    job.wait_for_step(reached + 6, 180, "NumNodes=1", "NumTasks=2", "NumCPUs=2")
+    job.wait_for_step(reached + 6, 180, "NumNodes=1", "NumTasks=2", "NumCPUs=16")
     revive_node(job.cluster, "n2")
     preempt(job)
     waiting = ("PENDING", "BeginTime")
     job.until(lambda: (job.field("JobState"), job.field("Reason")) == waiting, 60)
-    job.start_now("NumNodes=2", "NumTasks=4", "NumCPUs=4")
+    job.start_now("NumNodes=2", "NumTasks=4", "NumCPUs=32")
 
 
 def cancel_and_submit_again(job: Job) -> None:
@@ -74,7 +103,12 @@ def requeue_by_the_operator(job: Job) -> None:
 
 HARMS: dict[str, Callable[[Job], None]] = {
     "preempted (USR2)": preempt,
+    "preempted twice in a second": preempt_twice,
+    "USR2, TERM, USR2, TERM at once": preempt_with_short_grace,
+    "preempted, workers without SLURM": preempt,
     "worker killed": kill_worker,
+    "worker killed, controller restarts": controller_restarts,
+    "checkpoints/ unwritable for 4 s": checkpoints_unwritable,
     "worker hangs": hang_worker,
     "node dies": node_dies,
     "half the nodes gone, then back": half_the_nodes_gone_then_back,
@@ -107,7 +141,8 @@ def play(
     """One round; returns its row of the table."""
     began, run_dir = time.monotonic(), folder / "run"
     options = ["--time=9", "--signal=USR2@100"] if harm == "time limit" else []
-    job = sbatch(cluster, run_dir, overrides(data), *options)
+    hidden = {"DIST_RESNET_WORKER_PYTHON": without_slurm(folder)} if "without" in harm else {}
+    job = sbatch(cluster, run_dir, overrides(data), *options, **hidden)
     result = {"harm": harm, "step": 0 if harm == "time limit" else step, "survived": False}
     try:
         if harm == "time limit":

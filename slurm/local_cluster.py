@@ -7,7 +7,7 @@
 
 Everything (keys, ports, state, logs) is its own and lies in the folder; what it started ends with
 it, and nothing else does. Several slurmd on one host are a feature of SLURM itself (`slurmd -N`);
-the GPUs are pretended."""
+the CPUs and GPUs of a node are pretended."""
 
 import argparse
 import os
@@ -22,6 +22,7 @@ from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge")  # Debian's and Ubuntu's names
 START_SECONDS = 60
+CPUS = 32  # of a node: as many as batch scripts ask for, by config_overrides below
 
 CONFIG = """\
 ClusterName=local{controller_port}
@@ -57,7 +58,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class LocalCluster:
-    """Nodes n1, n2, ... with `cpus` CPUs and `gpus` pretended GPUs each.
+    """Nodes n1, n2, ... with `cpus` CPUs and `gpus` GPUs each, which are pretended.
 
     kill_wait, slurmd_timeout: seconds after which SLURM kills what ignores SIGTERM, and gives up a
     silent node."""
@@ -66,7 +67,7 @@ class LocalCluster:
         self,
         folder: Path,
         nodes: int = 2,
-        cpus: int = 2,
+        cpus: int = CPUS,
         gpus: int = 2,
         *,
         kill_wait: int = 15,
@@ -111,6 +112,16 @@ class LocalCluster:
     def start_node(self, node: str) -> None:
         (self.folder / f"spool-{node}").mkdir(exist_ok=True)
         self.start(node, "slurmd", "-D", "-N", node)
+
+    def kill_controller(self) -> None:
+        """As if its machine had failed; `restart_controller` finds what it had saved."""
+        self.daemons["slurmctld"].kill()
+        self.daemons.pop("slurmctld").wait()
+
+    def restart_controller(self) -> None:
+        self.start("slurmctld", "slurmctld", "-D")
+        while subprocess.run(["squeue"], env=self.environment, capture_output=True).returncode:
+            time.sleep(0.2)
 
     def command(self, *words: str) -> str:
         """The output of squeue, scontrol and the like. Raises CalledProcessError."""
@@ -256,7 +267,7 @@ def main() -> None:
         description="Open a shell on a SLURM cluster of this one machine."
     )
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--cpus", type=int, default=2, help="of each node (2)")
+    parser.add_argument("--cpus", type=int, default=CPUS, help=f"of each node, pretended ({CPUS})")
     parser.add_argument("--gpus", type=int, default=2, help="of each node, pretended (2)")
     parser.add_argument("command", nargs="*", help="run this instead of a shell")
     options = parser.parse_args()

@@ -2,10 +2,12 @@
 benchmarks/chaos.py."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +25,10 @@ def sbatch(
     run_dir: Path,
     overrides: Sequence[str],
     *options: str,
+    checkout: Path = ROOT,
     **environment: str,
 ) -> "Job":
-    """`sbatch OPTIONS slurm/resnet110.sh OVERRIDES --run-dir RUN_DIR`."""
+    """`sbatch OPTIONS slurm/resnet110.sh OVERRIDES --run-dir RUN_DIR`, in a checkout."""
     output = run_dir.parent / "batch.out"
     submitted = subprocess.run(
         [
@@ -33,13 +36,19 @@ def sbatch(
             "--parsable",
             f"--output={output}",
             *options,
-            str(ROOT / "slurm/resnet110.sh"),
+            "slurm/resnet110.sh",
             *overrides,
             "--run-dir",
             str(run_dir),
         ],
-        cwd=ROOT,
-        env={**cluster.environment, "DIST_RESNET_PYTHON": sys.executable, **environment},
+        cwd=checkout,
+        env={
+            **cluster.environment,
+            "DIST_RESNET_PYTHON": sys.executable,
+            "PYTHONPATH": str(checkout),
+            "OMP_NUM_THREADS": "1",  # the workers share this machine's cores, whatever SLURM thinks
+            **environment,
+        },
         capture_output=True,
         text=True,
     )
@@ -60,7 +69,7 @@ class Job:
         shown = self.cluster.command("scontrol", "show", "job", self.id)
         return shown.split(f"{name}=", 1)[1].split()[0]
 
-    def wait_for_step(self, step: int, seconds: float = 180, *changes: str) -> None:
+    def wait_for_step(self, step: int, seconds: float = 300, *changes: str) -> None:
         """Through a requeue, where one is under way; `changes` as of `start_now`."""
 
         def reached() -> bool:
@@ -69,7 +78,7 @@ class Job:
 
         self.until(reached, seconds)
 
-    def wait_for_end(self, seconds: float = 240, *changes: str) -> str:
+    def wait_for_end(self, seconds: float = 300, *changes: str) -> str:
         def ended() -> bool:
             self.start_now(*changes)
             if self.field("JobState") not in ENDS:
@@ -141,6 +150,49 @@ def revive_node(cluster: LocalCluster, node: str) -> None:
         subprocess.run(
             ["scontrol", "update", f"NodeName={node}", "State=RESUME"], env=cluster.environment
         )
+
+
+def preempt_with_short_grace(job: Job) -> None:
+    """All workers get the signal that announces the end, and the one that ends, in one
+    millisecond; twice."""
+    for number in (signal.SIGUSR2, signal.SIGTERM) * 2:
+        for worker in job.workers():
+            worker.send_signal(number)
+
+
+@contextlib.contextmanager
+def unwritable(directory: Path) -> Iterator[None]:
+    """Meanwhile nothing can be written into the directory, nor read from it."""
+    aside = directory.with_name("aside")
+    directory.rename(aside)
+    directory.touch()
+    try:
+        yield
+    finally:
+        directory.unlink()
+        aside.rename(directory)
+
+
+def without_slurm(folder: Path) -> str:
+    """A Python for which there is no SLURM, as in a container: neither commands nor slurm.conf."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nunset SLURM_CONF\nexport PATH=/\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def as_in_a_container(folder: Path) -> dict[str, str]:
+    """The environment for a job whose Python is in a container: in place of Apptainer, a command
+    of its name that hides SLURM as `without_slurm` does, and runs what it is given."""
+    enter = folder / "bin/apptainer"
+    enter.parent.mkdir()
+    enter.write_text(
+        '#!/bin/sh\n[ "$1 $2 $3" = "exec --nv image.sif" ] || exit 99\n'
+        'shift 3\nunset SLURM_CONF\nexport PATH=/\nexec "$@"\n'
+    )
+    enter.chmod(0o755)
+    path = f"{enter.parent}:{os.environ['PATH']}"
+    return {"DIST_RESNET_CONTAINER": "image.sif", "PATH": path}
 
 
 def reach_the_time_limit(job: Job, seconds: float = 90) -> None:

@@ -170,7 +170,7 @@ def slurm_cluster():
     """A SLURM of two nodes, one for all that run in this process."""
     with (
         tempfile.TemporaryDirectory(prefix="slurm-") as folder,
-        LocalCluster(Path(folder), cpus=4) as running,
+        LocalCluster(Path(folder)) as running,
     ):
         yield running
 

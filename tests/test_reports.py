@@ -11,7 +11,7 @@ from rich.console import Console
 from dist_resnet.config import config_file
 from dist_resnet.reports import comparison, tables
 from launch.executors import run_dir
-from launch.inspection.compare import draw
+from launch.inspection.compare import draw, warn_of_commits
 
 
 def made(directory, config, overrides, top1, *, workers=1, parameters=269_722, split="test"):
@@ -108,3 +108,16 @@ def test_what_was_evaluated_on_val_is_nowhere_called_test(tmp_path):
     for text in texts:
         assert "val" in text and "test" not in text.replace(str(tmp_path), "")
     assert '"test/' not in tables.as_html(found, "on val")
+
+
+def test_runs_of_several_commits_are_told(unlike, capsys):
+    lines = [{"start": 0, "commit": "a" * 40}, {"start": 1, "commit": "b" * 40 + "+"}]
+    (unlike[0] / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (unlike[1] / "starts.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    warn_of_commits(comparison.compare(unlike[1:]))
+    assert capsys.readouterr().err == ""
+    warn_of_commits(comparison.compare(unlike))
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "not all of this was trained by the same code" in first
+    assert second.startswith("  commit aaaaaaaaaa: ") and all(str(d) in second for d in unlike)
+    assert third == f"  commit bbbbbbbbbb with changes: {unlike[0]}"

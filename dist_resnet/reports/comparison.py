@@ -12,6 +12,7 @@ from typing import Any
 from dist_resnet.config import Config, config_file, differences
 from dist_resnet.reports import search
 from dist_resnet.reports.search import Search, Trial
+from dist_resnet.tracking import starts
 from dist_resnet.tracking.tracker import read_metrics
 
 KEPT_APART = (
@@ -104,6 +105,17 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """summary.json, or None for a run that is not complete."""
     path = run_dir / "summary.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def by_commit(comparison: Comparison) -> dict[str, list[Path]]:
+    """Commit -> the runs that it has trained, or a part of: a run of several commits is under
+    each."""
+    found: dict[str, list[Path]] = {}
+    for run in comparison.runs:
+        for commit in dict.fromkeys(start.get("commit") for start in starts.read(run.path)):
+            if commit:
+                found.setdefault(commit, []).append(run.path)
+    return found
 
 
 def seeds_of(comparison: Comparison) -> list[list[Run]]:

@@ -58,14 +58,17 @@ def load_latest(directory: Path, world: World) -> dict[str, Any] | None:
     """The newest whole checkpoint, on the CPU; None where there is none. A damaged one is passed
     over with a warning.
 
-    Raises RuntimeError where there are checkpoints but none is whole. Every rank loads the one that
-    rank 0 chose."""
+    Raises RuntimeError where there are checkpoints but none is whole. Rank 0 reads it and sends it
+    to the others: a shared folder would not bear a thousand readers."""
     name = world.from_rank0(_newest_whole(directory) if world.rank == 0 else None)
     if name == "":
         raise RuntimeError(
             f"every checkpoint in {directory} is damaged: delete that directory to start over"
         )
-    return load(directory / name) if name else None
+    if name is None:
+        return None
+    state: dict[str, Any] = world.from_rank0(load(directory / name) if world.rank == 0 else None)
+    return state
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@ the six variables."""
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -98,7 +99,7 @@ class WorkerTask:
                 f"{'127.0.0.1' if job.num_nodes == 1 else _own_address()} {_free_port()}"
             )
             aside.replace(path)
-        deadline = time.monotonic() + RENDEZVOUS_SECONDS
+        deadline, pause = time.monotonic() + RENDEZVOUS_SECONDS, 0.1
         while not path.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError(
@@ -106,7 +107,8 @@ class WorkerTask:
                     "s: "
                     "did it start? Is this folder shared by all nodes?"
                 )
-            time.sleep(0.1)
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2.0, 1.5 * pause)  # a thousand ranks ask the shared folder
         address, port = path.read_text().split()
         return address, port
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dist_resnet.reports.comparison import Comparison, compare as compare_runs, seeds_of
+from dist_resnet.reports.comparison import (
+    Comparison,
+    by_commit,
+    compare as compare_runs,
+    seeds_of,
+)
 from dist_resnet.reports.search import Search
 
 PIPED = 200  # columns, where nobody says how wide the reader's terminal is
@@ -69,6 +74,7 @@ def report(paths: Sequence[Path], figure: Path, html: Path | None, form: str = "
         for search in found.searches:
             print(search.words())
     pictures = _draw_searches(found.searches, figure)
+    warn_of_commits(found)
     if html:
         names = ", ".join(path.name or str(path) for path in paths[:3])
         title = names + ("..." if len(paths) > 3 else "")
@@ -85,6 +91,18 @@ def _draw_searches(searches: Sequence[Search], figure: Path) -> list[Path]:
     begun = [search for search in searches if search.best_so_far()]
     path = figure.with_name(f"{figure.stem}-search{figure.suffix}")
     return [draw_search(begun, path)] if begun else []
+
+
+def warn_of_commits(found: Comparison) -> None:
+    """On stderr, where not all that is compared was trained by the same code."""
+    commits = by_commit(found)
+    if len(commits) < 2:
+        return
+    print("warning: not all of this was trained by the same code:", file=sys.stderr)
+    for commit, paths in commits.items():
+        dirty = " with changes" if commit.endswith("+") else ""
+        names = ", ".join(map(str, paths[:3])) + (", ..." if len(paths) > 3 else "")
+        print(f"  commit {commit[:10]}{dirty}: {names}", file=sys.stderr)
 
 
 def draw(found: Comparison, path: Path) -> None:
