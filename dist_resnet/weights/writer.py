@@ -1,6 +1,7 @@
 """Checkpoints written beside the training: the state is copied at once, a thread writes the copy,
 and the next one waits for it."""
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +37,11 @@ class Writer:
         if self.world.rank != 0:
             return
         self.wait()
-        copy, ready = _copied(state), None
+        content, ready = _copied(state), None
         if self.world.device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
-        arguments = (copy, ready, step, best, last)
+        arguments = (content, ready, step, best, last)
         # no daemon: an end by an error, too, waits until it is written
         self._thread = Thread(target=self._work, args=arguments, name="checkpoint")
         self._thread.start()
@@ -90,7 +91,9 @@ def _copied(value: Any) -> Any:
         pinned = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         return pinned.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        result = copy.copy(value)  # a network's has versions, as an attribute
+        result.update((key, _copied(item)) for key, item in value.items())
+        return result
     if isinstance(value, list | tuple):
         return [_copied(item) for item in value]
     return value
