@@ -6,7 +6,6 @@ RUN_DIR`. The same call on the same RUN_DIR resumes."""
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -40,6 +39,7 @@ from dist_resnet.training.progress import Clock, Progress
 from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
 from dist_resnet.weights import checkpoint, files, transfer
+from dist_resnet.weights.writer import Writer
 
 WHITENING_IMAGES = 5000  # as in airbench
 
@@ -156,7 +156,14 @@ def build(
         tracker=tracker,
         progress=progress,
         stop_vote=StopVote(stop, world),
-        save=lambda: save(run, run_dir, betons),
+        writer=Writer(
+            run_dir / "checkpoints",
+            train.keep_checkpoints,
+            train.timeout_s / 2,
+            world,
+            tracker.say,
+        ),
+        save=lambda: save(run, betons),
     )
     return run
 
@@ -224,37 +231,17 @@ def start_from(run: Training, source: str, betons: Manifest) -> None:
     run.lookahead.restart()
 
 
-def save(run: Training, run_dir: Path, betons: Manifest) -> bool:
-    """Write a checkpoint. Returns whether that went well: a full disk costs a checkpoint, not the
-    training.
-
-    After the last step there is no next time: it is tried again for half of train.timeout_s, then
-    OSError is raised."""
-    content = state.capture(run, betons)
+def save(run: Training, betons: Manifest) -> None:
+    """Hand a checkpoint to the writer. Every rank calls."""
     step = run.progress.step
     best, last = run.progress.best_step == step, step == run.plan.last_step
-    keep = run.config.train.keep_checkpoints
-    deadline = time.monotonic() + run.config.train.timeout_s / 2
-    while True:
-        try:
-            checkpoint.save(run_dir / "checkpoints", content, step, best, keep, run.world)
-            return True
-        except OSError as error:
-            then = "trying again" if last else "training goes on, the next one is tried"
-            run.tracker.say(
-                f"warning: the checkpoint of step {step} could not be written ({error}); {then}"
-            )
-            if not last:
-                return False
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(5)
+    run.writer.save(state.capture(run, betons), step, best=best, last=last)
 
 
 def leave(run: Training, outcome: str) -> None:
     """The last words of a start that was asked to stop."""
     step = run.progress.step
-    saved = f"saved at step {step}" if run.saved else f"step {step} could not be saved"
+    saved = f"saved at step {step}" if run.writer.wait() else f"step {step} could not be saved"
     run.tracker.say(f"{outcome}: {saved}; the same command goes on from the last checkpoint")
     run.tracker.finish(preempted=outcome == PREEMPTED)
 
@@ -282,6 +269,8 @@ def finish(run: Training, run_dir: Path, data_dir: Path, betons: Manifest) -> No
         worst = evaluation.top_losses(
             run.model.module, run.eval_data, run.normalise, run.world, tta, count
         )
+    run.progress.clock.start("saving")
+    run.writer.wait()
     if run.world.rank != 0:
         return
     from dist_resnet.reports import figures  # matplotlib takes half a second to import

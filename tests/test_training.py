@@ -121,6 +121,27 @@ def test_killed_and_interrupted_the_same_command_ends_bit_identical(straight, cl
     assert curves(straight[0]) == curves(run_dir)
 
 
+def test_killed_while_a_checkpoint_is_being_written_nothing_is_lost(straight, cli, config_path):
+    """Its thread has begun a file, beside the training: twice that is rank 0's end."""
+    command = ("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
+    command += ("--train.checkpoint_every", "1 step")
+    checkpoints, left = cli.directory / "run/checkpoints", []
+    for step in (5, 15):
+        process = cli.start(*command)
+        wait_for_step(cli.directory / "run", step, process)
+        (rank0,) = [p for p in workers_of(process) if p.environ()["SUBMITIT_LOCAL_GLOBALID"] == "0"]
+        while not (begun := [*checkpoints.glob("step_*.partial")]):
+            assert process.poll() is None
+        rank0.kill()
+        process.communicate(timeout=120)
+        left += [path for path in begun if path.exists()]
+    assert left, "killed too late: nothing was half written"
+    code, output = cli(*command)
+    assert code == 0 and "resuming at step" in output, output
+    assert_identical(straight[0], cli.directory / "run")
+    assert not any(path.exists() for path in left)
+
+
 def wait_for_run_dir(directory):
     deadline = time.monotonic() + 60
     while not (found := list((directory / "runs").glob("tiny-*"))) and time.monotonic() < deadline:

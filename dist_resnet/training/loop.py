@@ -28,6 +28,7 @@ from dist_resnet.training.pace import Pace
 from dist_resnet.training.progress import Progress
 from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
+from dist_resnet.weights.writer import Writer
 
 PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DIVERGED = (
@@ -56,8 +57,8 @@ class Training:
     tracker: Tracker
     progress: Progress
     stop_vote: StopVote
-    save: Callable[[], bool]  # writes a checkpoint of progress.step; whether that went well
-    saved: bool = False  # what the last call of it returned
+    writer: Writer
+    save: Callable[[], None]  # hands it a checkpoint of progress.step
     # what makes a step faster -> 'used' or 'refused: why', and where that was found
     fast_paths: dict[str, str] = field(default_factory=dict)
     devices: str = ""
@@ -86,7 +87,7 @@ def fit(run: Training) -> str:
             if requested or run.plan.saves_at(step):
                 require_finite_weights(run, step)
                 began = time.monotonic()
-                run.saved = run.save()
+                run.save()
                 run.progress.clock.move(time.monotonic() - began, "saving")
             if step == run.plan.last_step:
                 break

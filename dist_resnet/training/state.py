@@ -39,6 +39,8 @@ def restore(run: Training, saved: dict[str, Any], run_dir: Path, betons: Manifes
     require_same_batch(saved, run, run_dir)
     run.model.module.load_state_dict(saved["model"])
     run.optimizer.load_state_dict(saved["optimizer"])
+    for group in run.optimizer.param_groups:
+        group["lr"] = float(group["lr"])  # a CUDA graph's is a tensor
     run.scaler.load_state_dict(saved["scaler"])
     run.lookahead.restore(saved["lookahead"])
     run.ema.restore(saved["ema_of"])
