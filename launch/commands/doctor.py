@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +76,7 @@ def _run(directory: Path, resources: Resources, device: str) -> None:
         return
     minutes = min(resources.cluster.time, MINUTES)
     lead = min(resources.cluster.signal_delay_s, 60 * minutes - 1)
-    limits = {"time": minutes, "signal_delay_s": lead, "code": "live"}
+    limits: dict[str, Any] = {"time": minutes, "signal_delay_s": lead, "code": "live"}
     cluster = dataclasses.replace(resources.cluster, **limits)
     tasks = [DoctorTask(str(directory))]
     (job,) = slurm.submit(directory, tasks, cluster, resources.nodes, resources.workers)
