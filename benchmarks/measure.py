@@ -34,7 +34,7 @@ from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import StopSignal
 from dist_resnet.training.loop import Training
 from dist_resnet.training.progress import Progress
-from launch.executors.task import single_worker
+from launch.jobs.task import single_worker
 
 # a DataLoader's workers go on making batches ahead, at the cost of whoever is measured next
 SETTLE_SECONDS = 2.0

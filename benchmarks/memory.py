@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.step import ours
-from launch.executors.task import single_worker
+from launch.jobs.task import single_worker
 
 MIB = 2**20
 

@@ -22,7 +22,7 @@ from dist_resnet.reports import estimate
 from dist_resnet.reports.estimate import Link, Step
 from dist_resnet.runtime import distributed
 from dist_resnet.runtime.distributed import World
-from launch.executors.task import pin
+from launch.jobs.task import pin
 
 FLAT, BF16 = ("--train.all_reduce", "flat"), ("--train.gradient_type", "bf16")
 WAYS: dict[str, tuple[str, ...]] = {

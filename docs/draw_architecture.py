@@ -17,6 +17,7 @@ FLOORS = [  # from the top
     ["launch/commands"],
     ["launch/sweeps"],
     ["launch/executors", "launch/inspection"],
+    ["launch/jobs"],
     ["dist_resnet/worker.py"],
     ["dist_resnet/acceleration", "dist_resnet/diagnosis"],
     ["dist_resnet/prepare", "dist_resnet/training", "dist_resnet/reports"],

@@ -52,7 +52,7 @@ train() {
   if [ -n "$SLURM_NTASKS_PER_NODE" ]; then  # SLURM_NTASKS speaks of the first start, which may have had more nodes
     export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE%%[!0-9]*})) && export SLURM_NPROCS=$SLURM_NTASKS
   fi
-  [ -n "$DIST_RESNET_CONTAINER" ] || hold=("${worker[0]}" -IS "$code/launch/executors/hold_signals.py")
+  [ -n "$DIST_RESNET_CONTAINER" ] || hold=("${worker[0]}" -IS "$code/launch/jobs/hold_signals.py")
   echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST; logs in $folder"
   # shellcheck disable=SC2086
   srun $DIST_RESNET_SRUN_ARGS --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
@@ -60,7 +60,7 @@ train() {
   "${python[@]}" -m launch settle "$folder"  # says who failed and why
   local ended=$?
   [ $ended != 0 ] || rm -f "$kept"
-  exec bash "$code/launch/executors/requeue.sh" $ended "$job"
+  exec bash "$code/launch/jobs/requeue.sh" $ended "$job"
 }
 
 prepare() {

@@ -10,7 +10,8 @@ from conftest import ROOT
 
 from dist_resnet.config import config_file
 from launch.__main__ import COMMANDS
-from launch.executors import run_dir, verdict
+from launch.executors import run_dir
+from launch.jobs import verdict
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
@@ -38,7 +39,7 @@ def test_help_imports_neither_torch_nor_submitit(cli, words):
 
 def test_submitting_imports_no_torch(cli):
     code = (
-        "import sys; import launch.executors.local, launch.executors.slurm, launch.executors.task, "
+        "import sys; import launch.executors.local, launch.executors.slurm, launch.jobs.task, "
         "launch.__main__; print('torch' in sys.modules)"
     )
     done = subprocess.run(

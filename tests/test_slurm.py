@@ -270,7 +270,7 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     assert (
         "--mpi=none '--cpu-bind=v erbose'" in srun
         and "--kill-on-bad-exit=1" in srun
-        and f"{tmp_path}/run/code/launch/executors/hold_signals.py" in srun
+        and f"{tmp_path}/run/code/launch/jobs/hold_signals.py" in srun
     )
     assert text.index("srun ") < text.index("launch settle") < text.index("requeue.sh $?")
     executor = slurm.executor(tmp_path / "run", where, 4, 8)

@@ -68,7 +68,7 @@ def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _run(directory: Path, resources: Resources, device: str) -> None:
     from launch.executors import follow, local, slurm  # submitit
-    from launch.executors.doctor_task import DoctorTask
+    from launch.jobs.doctor_task import DoctorTask
 
     if not resources.on_slurm:
         task = DoctorTask(str(directory), launcher=os.getpid())

@@ -17,7 +17,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from launch.executors.task import single_worker
+    from launch.jobs.task import single_worker
 
     if not (options.run_dir / "config.yaml").exists():
         raise ValueError(f"{options.run_dir} is not a run directory: it has no config.yaml")

@@ -20,6 +20,7 @@ from dist_resnet.runtime.signals import COMPLETED
 from launch.executors import run_dir
 from launch.executors.resources import Resources, check
 
+SECONDS = "seconds.json"  # of a run of a series: how long it took, from the command on
 FILE = "repeat.json"
 WARM_UP_STEPS = 3
 
@@ -59,7 +60,7 @@ def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for seed in range(base.train.seed, base.train.seed + options.runs):
         path = paths[seed] = directory / f"seed{seed}"
         run_dir.create(path, config_file.load(options.config, [*overrides, f"--train.seed={seed}"]))
-    left = [path for path in paths.values() if not (path / run_dir.SECONDS).exists()]
+    left = [path for path in paths.values() if not (path / SECONDS).exists()]
     for seed, path in paths.items():
         if path not in left:
             _row(path, seed, resources.workers)  # refuses what other workers have trained
@@ -74,7 +75,8 @@ def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _train(left: list[Path], directory: Path, resources: Resources, config: Config) -> str:
     """One after another in the same processes; where there are several, after a short training that
     is thrown away."""
-    from launch.executors import local, series  # submitit
+    from launch.executors import local  # submitit
+    from launch.jobs import series
 
     warm_ups = []
     with tempfile.TemporaryDirectory(prefix="warm-up-", dir=directory) as folder:
@@ -89,6 +91,7 @@ def _train(left: list[Path], directory: Path, resources: Resources, config: Conf
             warm_ups=len(warm_ups),
             launcher=os.getpid(),
             command_began=psutil.Process().create_time(),
+            record=SECONDS,
         )
         return local.run(task, directory / "logs", resources.workers, config.train.device)
 
@@ -100,7 +103,7 @@ def _row(path: Path, seed: int, workers: int) -> dict[str, float]:
             f"--workers-per-node {workers}: {path} was trained by {summary['world_size']}; "
             "give another --run-dir"
         )
-    everything = json.loads((path / run_dir.SECONDS).read_text())["everything"]
+    everything = json.loads((path / SECONDS).read_text())["everything"]
     over_all_starts = sum(
         summary["seconds"].values()
     )  # more than `everything`, which is of the last, where the run was resumed

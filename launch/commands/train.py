@@ -89,7 +89,7 @@ def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[
 
 def _queue(directory: Path, resources: Resources, wait: bool) -> int:
     from launch.executors import follow, slurm
-    from launch.executors.task import WorkerTask
+    from launch.jobs.task import WorkerTask
 
     where = resources.cluster
     task = WorkerTask(
@@ -114,7 +114,7 @@ def _queue(directory: Path, resources: Resources, wait: bool) -> int:
 def _in_this_process(directory: Path) -> str:
     from submitit import DebugExecutor
 
-    from launch.executors.task import WorkerTask
+    from launch.jobs.task import WorkerTask
 
     job = DebugExecutor(directory / "logs").submit(WorkerTask(str(directory)))
     # results() would set it, but ends in pdb, terminal or not

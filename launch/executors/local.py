@@ -22,8 +22,8 @@ from submitit.local.local import LocalJob
 from dist_resnet.diagnosis import hang
 from dist_resnet.runtime.signals import TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import progress_bar
-from launch.executors import verdict
-from launch.executors.task import WorkerTask
+from launch.jobs import verdict
+from launch.jobs.task import WorkerTask
 
 GRACE_SECONDS = 15  # for the others, once one worker has ended
 MINUTES = 60 * 24 * 365

@@ -4,8 +4,6 @@ from pathlib import Path
 
 from dist_resnet.config import Config, config_file, differences
 
-SECONDS = "seconds.json"  # of a run of a series: how long it took, from the command on
-
 
 def default(config_path: Path, config: Config) -> Path:
     """runs/<name of the file>-<digest>: the same command finds the same directory, another

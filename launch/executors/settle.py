@@ -13,9 +13,9 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 from dist_resnet.diagnosis import hang
 from dist_resnet.runtime.signals import COMPLETED
 from dist_resnet.tracking import starts
-from launch.executors import verdict
 from launch.executors.cluster import Cluster
-from launch.executors.task import WorkerTask, preempted_marker
+from launch.jobs import verdict
+from launch.jobs.task import WorkerTask, preempted_marker
 
 
 class Task(Protocol):

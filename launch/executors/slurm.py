@@ -77,7 +77,7 @@ def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: in
         setup=_setup(cluster, workers_per_node, code if is_pinned else None),
         teardown=[
             f"{shlex.quote(sys.executable)} -m launch settle {shlex.quote(str(folder))}",
-            f"bash {shlex.quote(str(code / 'launch/executors/requeue.sh'))} $? "
+            f"bash {shlex.quote(str(code / 'launch/jobs/requeue.sh'))} $? "
             '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         ],
         **{key: value for key, value in given.items() if value is not None},
@@ -94,7 +94,7 @@ def _python(cluster: Cluster, code: Path) -> str:
     if cluster.container is not None:
         runner = f"apptainer exec --nv {shlex.quote(cluster.container)} {runner}"
         inside = own
-    hold = shlex.quote(str(code / "launch/executors/hold_signals.py"))
+    hold = shlex.quote(str(code / "launch/jobs/hold_signals.py"))
     return f"{shlex.quote(inside)} -IS {hold} {runner}"
 
 

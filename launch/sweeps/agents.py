@@ -19,7 +19,7 @@ from submitit.helpers import DelayedSubmission
 
 from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
-from launch.executors.task import leave
+from launch.jobs.task import leave
 
 # where wandb's helper process listens, which ends with the process that started it
 SERVICE = "WANDB_SERVICE"

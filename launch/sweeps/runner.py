@@ -10,7 +10,7 @@ from dist_resnet.config import config_file
 from dist_resnet.runtime.signals import COMPLETED
 from launch.executors import local, run_dir, slurm
 from launch.executors.resources import Resources, check
-from launch.executors.task import WorkerTask
+from launch.jobs.task import WorkerTask
 from launch.sweeps import agents, definition, dry_run
 from launch.sweeps.search import of as search_of
 

@@ -20,7 +20,7 @@ from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PAUSED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import local, run_dir
-from launch.executors.task import leave
+from launch.jobs.task import leave
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.search import Search
 from launch.sweeps.study import Study

@@ -11,8 +11,7 @@ from pathlib import Path
 from submitit import JobEnvironment
 
 from dist_resnet.runtime.signals import COMPLETED, StopSignal
-from launch.executors.run_dir import SECONDS
-from launch.executors.task import WorkerTask, end_with
+from launch.jobs.task import WorkerTask, end_with
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,14 @@ class SeriesTask:
     first serves all. Returns 'completed', or how the one ended that did not.
 
     warm_ups: so many of the first, whose time is not taken.
-    command_began: when, by time.time()."""
+    command_began: when, by time.time(); record: the name of the file in a RUN_DIR that is to say
+    how long it took from then to the end of this run, had it been the only one."""
 
     run_dirs: Sequence[str]
     warm_ups: int
     launcher: int
     command_began: float
+    record: str
 
     def __call__(self) -> str:
         stop, job = StopSignal(), JobEnvironment()
@@ -46,12 +47,10 @@ class SeriesTask:
             if outcome != COMPLETED:
                 break
             if job.global_rank == 0 and number >= self.warm_ups:
-                write(Path(run_dir), once + time.time() - began)
+                self._write(Path(run_dir), once + time.time() - began)
         return outcome
 
-
-def write(run_dir: Path, seconds: float) -> None:
-    """From the command to the end of this run, had it been the only one."""
-    aside = run_dir / f"{SECONDS}.partial"
-    aside.write_text(json.dumps({"everything": seconds}))
-    os.replace(aside, run_dir / SECONDS)
+    def _write(self, run_dir: Path, seconds: float) -> None:
+        aside = run_dir / f"{self.record}.partial"
+        aside.write_text(json.dumps({"everything": seconds}))
+        os.replace(aside, run_dir / self.record)

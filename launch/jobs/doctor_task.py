@@ -11,7 +11,7 @@ from dist_resnet.config import config_file
 from dist_resnet.diagnosis import findings
 from dist_resnet.diagnosis.findings import Report
 from dist_resnet.runtime.signals import COMPLETED
-from launch.executors.task import WorkerTask, end_with
+from launch.jobs.task import WorkerTask, end_with
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Runs a command with SIGUSR1 and SIGUSR2 blocked, so that one that comes while Python is still
 starting waits for its handler.
 
-    python -IS launch/executors/hold_signals.py COMMAND ...
+    python -IS launch/jobs/hold_signals.py COMMAND ...
 
 `env --block-signal=USR1,USR2` does the same from coreutils 8.31 on."""
 
