@@ -75,8 +75,8 @@ def _run(directory: Path, resources: Resources, device: str) -> None:
         return
     minutes = min(resources.cluster.time, MINUTES)
     lead = min(resources.cluster.signal_delay_s, 60 * minutes - 1)
-    limits = {"time": minutes, "signal_delay_s": lead, "code": "live"}
-    cluster = dataclasses.replace(resources.cluster, **limits)
+    short = dataclasses.replace(resources.cluster, time=minutes, signal_delay_s=lead)
+    cluster = dataclasses.replace(short, code="live")  # nothing of it is started again
     tasks = [DoctorTask(str(directory))]
     (job,) = slurm.submit(directory, tasks, cluster, resources.nodes, resources.workers)
     print(f"job {job} queued", flush=True)
