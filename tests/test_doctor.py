@@ -144,10 +144,10 @@ def test_faults_between_ranks(workers, tmp_path):
 
 @pytest.mark.slow
 def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, config_path, tmp_path):
-    """An examination as a job; then runs side by side: one that fails, one that runs, one that
-    waits for it, is requeued, and is cancelled."""
+    """An examination as a job; then a run that trains, is requeued and is cancelled, and one that
+    waits for it."""
     cli.environment |= slurm_cluster.environment | {"PYTHONPATH": str(ROOT), "CXX": "/nowhere"}
-    (tmp_path / "here.yaml").write_text("{gpus_per_node: 1, cpus_per_task: 1, time: 10}")
+    (tmp_path / "here.yaml").write_text("{gpus_per_node: 1, cpus_per_task: 4, time: 10}")
     there = ("--cluster", "here.yaml", "--nodes", 2)
     data = config_file.load(config_path).data.dir
     code, output = cli("doctor", *there, "--data.dir", data)
@@ -172,8 +172,6 @@ def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, confi
         assert code == 0, output
 
     long = ("--schedule.steps", 9000, "--schedule.milestones", "[]")
-    submit("fails", "--optim.lr", "1e30", "--train.precision", "fp32")
-    assert "not finite" in until("fails", "failed")["reason"]
     submit("long", *long)
     submit("later", *long)
     wait_for_step(tmp_path / "runs/long", 4)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -76,8 +75,8 @@ def _run(directory: Path, resources: Resources, device: str) -> None:
         return
     minutes = min(resources.cluster.time, MINUTES)
     lead = min(resources.cluster.signal_delay_s, 60 * minutes - 1)
-    limits: dict[str, Any] = {"time": minutes, "signal_delay_s": lead, "code": "live"}
-    cluster = dataclasses.replace(resources.cluster, **limits)
+    short = dataclasses.replace(resources.cluster, time=minutes, signal_delay_s=lead)
+    cluster = dataclasses.replace(short, code="live")  # nothing of it is started again
     tasks = [DoctorTask(str(directory))]
     (job,) = slurm.submit(directory, tasks, cluster, resources.nodes, resources.workers)
     print(f"job {job} queued", flush=True)
