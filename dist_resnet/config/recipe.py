@@ -11,8 +11,9 @@ class Optim(Section):
     section: ClassVar[str] = "optim"
     name: Literal["sgd", "adam", "lars", "lamb", "muon"] = setting(
         "sgd",
-        "optimizer; lars (You et al. 2017) and lamb (You et al. 2020): large batches; muon (Jordan "
-        "2024): AdamW for vectors; these three are timm's: pip install dist-resnet[optimizers]",
+        "optimizer; lars (You et al. 2017; trust coefficient 0.001) and lamb (You et al. 2020): "
+        "large batches; muon (Jordan 2024; lr as Adam's, which takes the vectors); these three are "
+        "timm's: pip install 'dist-resnet[optimizers]'",
     )
     lr: float = setting(0.1, "peak learning rate at schedule.reference_batch")
     momentum: float = setting(0.9, "momentum of sgd, lars and muon; beta1 of adam and lamb")

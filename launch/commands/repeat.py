@@ -79,7 +79,7 @@ def _train(left: list[Path], directory: Path, resources: Resources, config: Conf
     from launch.jobs import series
 
     warm_ups = []
-    with tempfile.TemporaryDirectory(prefix="warm-up-", dir=directory) as folder:
+    with tempfile.TemporaryDirectory(prefix="dist-resnet-warm-up-") as folder:
         if len(left) > 1:
             train = dataclasses.replace(config.train, max_steps=WARM_UP_STEPS)
             tracking = dataclasses.replace(config.tracking, wandb="disabled")
