@@ -196,6 +196,29 @@ def test_what_the_configuration_refuses_is_stopped_with_the_reason_and_takes_no_
     assert {t.reason for t in study.trials() if not t.refused} == {"enough"}
 
 
+def test_the_median_rule_stops_for_good_and_half_a_line_in_the_journal_costs_nothing(
+    sweep, tmp_path
+):
+    directory = tmp_path / "s"
+    search = searched(sweep, directory, rungs=Rungs("median", (1, 2)), cap=20)
+    with Heartbeat(directory, "a") as heartbeat:
+        study = Study(search, heartbeat)
+        while (found := study.next_trial()) is not None:
+            while study.is_ours(found):
+                k, value = found.target, found.values["train.label_smoothing"] * (1 + found.target)
+                found = study.report(found, Report(k, k + 1, k + 1, value, 0.0, 0, time.time()))
+        trials = study.trials()
+        stopped = [t for t in trials if t.state == "stopped"]
+        assert {t.state for t in trials} == {"complete", "stopped"} and 2 < len(stopped) < 15
+        assert min(t.number for t in stopped) >= 5 and "median of" in stopped[0].reason
+        assert all(len(t.reports) == 3 for t in trials if t.state == "complete")
+        with open(directory / results.JOURNAL, "ab") as file:
+            file.write(b'{"op_code":4,"work')  # of a node that died
+        more = Study(dataclasses.replace(search, cap=21), heartbeat)
+        assert more.next_trial().number == 20
+    assert results.read(directory).trials[:20] == trials
+
+
 def paused(directory: str, step: int) -> str:
     return worker.main(directory, StopSignal(step))
 
