@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import assert_identical, curves
+from conftest import ROOT, assert_identical, curves
 from test_sweep_agents import finished
 from wandb_server import WandbServer
 
@@ -29,7 +29,7 @@ from launch.commands import sweep as sweep_command
 from launch.sweeps import definition, rungs, sampler
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.rungs import Rungs
-from launch.sweeps.search import Search, of as search_of
+from launch.sweeps.search import Search, evaluations_of, of as search_of
 from launch.sweeps.study import Study
 
 SPACE = """\
@@ -274,6 +274,18 @@ def test_a_search_is_what_the_file_says_and_mistakes_are_named(sweep, held_out):
         path.write_text(yaml.safe_dump(content | change))
         with pytest.raises(ValueError, match=part):
             asked(path, *words, "file", *overrides)
+
+
+def test_the_search_that_comes_along_is_sound(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = definition.load(Path("configs/sweeps/search.yaml"))
+    drawn = [sampler.draw(found, "tpe", 0, n, [], True)[0] for n in range(3)]
+    search = searched(found, "s", overrides=(), samples=45_000)
+    for values in drawn:
+        config, plan = search.configuration(values)
+        assert evaluations_of(plan) == 8 and config.train.final_split == "test"
+    assert rungs.of(found.content["early_terminate"], 8).iterations == (1, 3)
+    assert definition.for_wandb(found, Path("s"), [])["early_terminate"]["type"] == "hyperband"
 
 
 @pytest.mark.slow
