@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import assert_identical, curves
+from conftest import ROOT, assert_identical, curves
 from test_sweep_agents import finished
 from wandb_server import WandbServer
 
@@ -29,7 +29,7 @@ from launch.commands import sweep as sweep_command
 from launch.sweeps import definition, rungs, sampler
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.rungs import Rungs
-from launch.sweeps.search import Search, of as search_of
+from launch.sweeps.search import Search, evaluations_of, of as search_of
 from launch.sweeps.study import Study
 
 SPACE = """\
@@ -196,6 +196,29 @@ def test_what_the_configuration_refuses_is_stopped_with_the_reason_and_takes_no_
     assert {t.reason for t in study.trials() if not t.refused} == {"enough"}
 
 
+def test_the_median_rule_stops_for_good_and_half_a_line_in_the_journal_costs_nothing(
+    sweep, tmp_path
+):
+    directory = tmp_path / "s"
+    search = searched(sweep, directory, rungs=Rungs("median", (1, 2)), cap=20)
+    with Heartbeat(directory, "a") as heartbeat:
+        study = Study(search, heartbeat)
+        while (found := study.next_trial()) is not None:
+            while study.is_ours(found):
+                k, value = found.target, found.values["train.label_smoothing"] * (1 + found.target)
+                found = study.report(found, Report(k, k + 1, k + 1, value, 0.0, 0, time.time()))
+        trials = study.trials()
+        stopped = [t for t in trials if t.state == "stopped"]
+        assert {t.state for t in trials} == {"complete", "stopped"} and 2 < len(stopped) < 15
+        assert min(t.number for t in stopped) >= 5 and "median of" in stopped[0].reason
+        assert all(len(t.reports) == 3 for t in trials if t.state == "complete")
+        with open(directory / results.JOURNAL, "ab") as file:
+            file.write(b'{"op_code":4,"work')  # of a node that died
+        more = Study(dataclasses.replace(search, cap=21), heartbeat)
+        assert more.next_trial().number == 20
+    assert results.read(directory).trials[:20] == trials
+
+
 def paused(directory: str, step: int) -> str:
     return worker.main(directory, StopSignal(step))
 
@@ -251,6 +274,18 @@ def test_a_search_is_what_the_file_says_and_mistakes_are_named(sweep, held_out):
         path.write_text(yaml.safe_dump(content | change))
         with pytest.raises(ValueError, match=part):
             asked(path, *words, "file", *overrides)
+
+
+def test_the_search_that_comes_along_is_sound(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = definition.load(Path("configs/sweeps/search.yaml"))
+    drawn = [sampler.draw(found, "tpe", 0, n, [], True)[0] for n in range(3)]
+    search = searched(found, "s", overrides=(), samples=45_000)
+    for values in drawn:
+        config, plan = search.configuration(values)
+        assert evaluations_of(plan) == 8 and config.train.final_split == "test"
+    assert rungs.of(found.content["early_terminate"], 8).iterations == (1, 3)
+    assert definition.for_wandb(found, Path("s"), [])["early_terminate"]["type"] == "hyperband"
 
 
 @pytest.mark.slow

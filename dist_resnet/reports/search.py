@@ -151,7 +151,10 @@ def read(directory: Path) -> Search | None:
     optuna = require_optuna()
     backend = optuna.storages.journal.JournalFileBackend(str((directory / JOURNAL).resolve()))
     storage = optuna.storages.JournalStorage(backend)
-    (study,) = storage.get_all_studies()
+    begun = [s for s in storage.get_all_studies() if "maximize" in s.user_attrs]
+    if not begun:
+        return None  # its first agent is about to
+    (study,) = begun
     trials = storage.get_all_trials(study._study_id, deepcopy=False)
     about = study.user_attrs
     return Search(

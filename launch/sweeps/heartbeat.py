@@ -1,6 +1,7 @@
 """Which agents of a search are alive: each touches a file of its own, DIR/agents/NAME, every few
 seconds."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -40,7 +41,8 @@ class Heartbeat:
 
     def _until_the_end(self) -> None:
         while not self._ended.wait(min(BEAT_SECONDS, self.silence_s / 4)):
-            self._beat()
+            with contextlib.suppress(OSError):  # a full disk, or one that is away for a while
+                self._beat()
 
 
 def _read(path: Path) -> float:

@@ -155,9 +155,10 @@ def _agent(task: SearchAgentTask, gpus: list[int]) -> None:
 
 
 def own_name() -> str:
-    """The same for all starts of a SLURM job, and for nobody else."""
+    """The same for all starts of an agent's own SLURM job, and for nobody else: of several that run
+    side by side in somebody's allocation each has its own."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
-    if job:
+    if job and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         return f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID', 0)}"
     return f"{socket.gethostname()}-{os.getpid()}"
 

@@ -61,7 +61,7 @@ class Study:
                 direction="maximize" if search.maximize else "minimize",
                 load_if_exists=True,
             )
-            if not study.user_attrs:
+            if "maximize" not in study.user_attrs:
                 study.set_user_attr("kind", search.kind)
                 study.set_user_attr("metric", search.metric)
                 study.set_user_attr("maximize", search.maximize)
