@@ -151,6 +151,8 @@ def train(run_dir: str, plant: str | None = None) -> dict[str, int]:
     """A training on the fake accelerator to its end, or on to it, perhaps with a planted mistake;
     in a worker. Returns where the host waited, how often."""
     waits.clear()
+    # `.data = ` would change a tensor's strides and leave its memory as it is
+    torch.__future__.set_swap_module_params_on_conversion(True)
     with (
         mock.patch.object(distributed, "choose_device", return_value=DEVICE),
         mock.patch.object(*PLANTS[plant]) if plant else nullcontext(),
