@@ -1,5 +1,6 @@
 # make train [CIFAR10=PATH]   the main job: CIFAR-10 to betons, ResNet-20 trained, a table and curves
 # make test                   the tests; make test-fast: without SLURM and long trainings
+# make test-gpu DATA=.. OUT=..   the same trainings on a GPU, benchmarks/gpu.sh, and one report of both
 # make check                  ruff and mypy
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
 # make ffcv-wheel             FFCV as a wheel that needs no compiler, into wheels/
@@ -7,7 +8,7 @@
 
 RUN := .venv/bin/dist-resnet
 
-.PHONY: train test test-fast check setup ffcv-wheel cluster
+.PHONY: train test test-fast test-gpu check setup ffcv-wheel cluster
 
 setup: .venv/.ready
 
@@ -34,6 +35,13 @@ test: .venv/.ready
 
 test-fast: .venv/.ready
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+GPU_TESTS := stream checkpoint fast_paths training equal_trainings virtual_workers speedrun imagenet
+
+test-gpu: .venv/.ready
+	@mkdir -p "$(OUT)"
+	-.venv/bin/python -m pytest --device cuda -n 0 $(GPU_TESTS:%=tests/test_%.py) 2>&1 | tee "$(OUT)/tests.txt"
+	benchmarks/gpu.sh "$(DATA)" "$(OUT)"
 
 check: .venv/.ready
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

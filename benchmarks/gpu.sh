@@ -2,16 +2,26 @@
 # The benchmarks that concern a GPU, speedruns, and records of ResNet-20 and 110, on a machine with one, without a network. Planned for ten minutes on one H200; not run on one yet.
 #   benchmarks/gpu.sh DATA OUT
 # DATA: betons of CIFAR-10 with all 50,000 training images (dist-resnet prepare cifar10 --val 0). OUT: takes tables, JSON and runs.
-# Python is $DIST_RESNET_PYTHON, or that of .venv.
+# Python is $DIST_RESNET_PYTHON, or that of .venv. DRY_RUN=1: every command for a few steps of small networks, also without a GPU.
+# report.md and report.json in OUT hold everything, to be sent to us.
 set -uo pipefail
-[ $# = 2 ] || { sed -n 2,5p "$0" >&2; exit 2; }
+[ $# = 2 ] || { sed -n 2,6p "$0" >&2; exit 2; }
 mkdir -p "$2"
 data=$(realpath "$1") out=$(realpath "$2")
 cd "$(dirname "$0")/.." || exit 1
 python=${DIST_RESNET_PYTHON:-.venv/bin/python}
-"$python" -c 'import torch; torch.cuda.get_device_name()' || exit 1
-graph=(--train.cuda_graph true --train.all_reduce flat)
 failed=0
+if [ -n "${DRY_RUN:-}" ]; then
+  small=resnet8 large=resnet8 deep=resnet14 rounds=1 runs=1 few=(--steps 1) one=(--batches 4) both=(--batches 4)
+  short=(--train.max_steps 2 --batch.global 8 --batch.per_worker null) whole=(--model.name resnet8)
+  memory=(--batch 4) scaling=(--batch 4 --repeats 1 --workers 1)
+else
+  "$python" -c 'import torch; torch.cuda.get_device_name()' || exit 1
+  small=resnet20 large=resnet110 deep=resnet1202 rounds=2 runs=5 few=() one=(--batches 128) both=(--batches 128 1024)
+  short=() whole=() memory=() scaling=()
+fi
+steps=(--rounds "$rounds" "${few[@]}")
+plain=(--train.cuda_graph false --train.cast each)  # what a GPU gets by default has both
 
 table() {  # NAME MODULE ARGUMENTS
   local name=$1 module=$2; shift 2
@@ -27,17 +37,18 @@ record() {  # NAME ARGUMENTS
   tail -n 20 "$out/$name.txt"
 }
 
-record speedrun repeat configs/speedrun.yaml --runs 5
-table step step --models resnet20 resnet110 --batches 128 --rounds 2
-table step_graph step --models resnet20 resnet110 --batches 128 1024 --rounds 2 "${graph[@]}"
-table step_cast step --models resnet110 --batches 128 --rounds 2 "${graph[@]}" --train.cast together
-table step_compiled step --models resnet20 --batches 128 --rounds 2 --train.compile default
-large=(--batch.per_worker 1024 --scaling.milestones samples --schedule.warmup linear --schedule.warmup_length "5 epochs" --train.evaluate_every "20 epochs"
-       --train.checkpoint_every "80 epochs" --tracking.wandb disabled)
-record resnet20 train configs/resnet20.yaml --workers-per-node 1 "${large[@]}" "${graph[@]}"
-record resnet110 train configs/resnet110.yaml --workers-per-node 1 "${large[@]}" "${graph[@]}"
-table loader loader --rounds 2
+record speedrun repeat configs/speedrun.yaml --runs "$runs" "${short[@]}"
+table step step --models "$small" "$large" "${one[@]}" "${steps[@]}" "${plain[@]}"
+table step_graph step --models "$small" "$large" "${both[@]}" "${steps[@]}"
+table step_cast step --models "$large" "${one[@]}" "${steps[@]}" --train.cuda_graph false
+table step_compiled step --models "$small" "${one[@]}" "${steps[@]}" --train.compile default --train.cuda_graph false
+recipe=(--workers-per-node 1 --batch.per_worker 1024 --scaling.milestones samples --schedule.warmup linear --schedule.warmup_length "5 epochs"
+        --train.evaluate_every "20 epochs" --train.checkpoint_every "80 epochs" --tracking.wandb disabled)
+record resnet20 train configs/resnet20.yaml "${recipe[@]}" "${short[@]}" "${whole[@]}"
+record resnet110 train configs/resnet110.yaml "${recipe[@]}" "${short[@]}" "${whole[@]}"
+table loader loader --rounds "$rounds"
 table start start --rounds 1
-table memory memory --rounds 1
-table scaling scaling --rounds 1
+table memory memory --models "$large" "$deep" --rounds 1 "${memory[@]}"
+table scaling scaling --rounds 1 "${few[@]}" "${scaling[@]}"
+"$python" -m benchmarks.report "$out" || failed=1
 exit $failed

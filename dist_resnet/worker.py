@@ -26,8 +26,9 @@ from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
 from dist_resnet.reports.confusion import Confusion
-from dist_resnet.runtime import distributed, lock, memory
+from dist_resnet.runtime import distributed, gpus, lock, memory
 from dist_resnet.runtime.distributed import World
+from dist_resnet.runtime.gpus import Gpu
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import Tracker
@@ -186,6 +187,10 @@ def prepare_torch(config: Config, world: World) -> None:
 def announce(run: Training, betons: Manifest) -> None:
     """Print what will be done: the Plan, and what might surprise."""
     say, parameters = run.tracker.say, sum(p.numel() for p in run.model.parameters())
+    if run.world.device.type == "cuda":
+        for line in run.world.gather(gpus.busy(Gpu.of(run.world.rank, run.world.device))):
+            if line:
+                say(f"warning: {line}")
     say(
         f"{run.config.model.name} ({parameters:,} parameters) on {betons.dataset}, "
         f"{run.world.size} x {run.world.device.type}, {run.config.train.precision}"

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dist_resnet.runtime import gpus
 from dist_resnet.runtime.collectives import Collectives
+from dist_resnet.runtime.gpus import Gpu
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -91,10 +93,18 @@ def connect(device: str, timeout_s: float) -> Iterator[World]:
     chosen = choose_device(device, local_rank, local_size, torch.cuda.device_count())
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    limit = timedelta(seconds=timeout_s)
+    store = None
+    if chosen.type == "cuda":
+        store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+        gpus.require_one_each(store, Gpu.of(rank, chosen), size)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        device_id=chosen if chosen.type == "cuda" else None,
+        timeout=limit,
+        store=store,
+        rank=rank if store else -1,
+        world_size=size if store else -1,
+        device_id=chosen if store else None,
     )
     yield World(rank, size, chosen, local_rank, local_size)
     gc.collect()  # a network in DDP that outlives its group aborts the process at its exit

@@ -2,6 +2,7 @@
 end."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -29,26 +30,28 @@ GRACE_SECONDS = 15  # for the others, once one worker has ended
 MINUTES = 60 * 24 * 365
 
 
-def visible_gpus() -> list[int]:
-    """Numbers of the GPUs that workers may use, by nvidia-smi and CUDA_VISIBLE_DEVICES; without
-    torch."""
+def visible_gpus() -> list[str]:
+    """The GPUs that workers may use, as CUDA_VISIBLE_DEVICES names them (numbers, UUIDs, MIG
+    slices) or, without it, as nvidia-smi numbers them; without torch. What follows a name that is
+    none counts for nothing, as in CUDA."""
     try:
         listed = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
-    gpus = list(range(len(re.findall(r"^GPU \d+", listed, re.MULTILINE))))
+    numbers = re.findall(r"^GPU (\d+)", listed, re.MULTILINE)
+    uuids = re.findall(r"UUID: ([\w/-]+)", listed)
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
-        return gpus
-    words = [word.strip() for word in allowed.split(",") if word.strip()]
-    if gpus and not all(word.isdigit() for word in words):
-        raise ValueError(
-            f"CUDA_VISIBLE_DEVICES = {allowed!r}: name GPUs by their numbers (`nvidia-smi -L` "
-            "lists them)"
-        )
-    return [int(word) for word in words if word.isdigit() and int(word) in gpus]
+        return numbers
+    words = [word.strip() for word in allowed.split(",")]
+
+    def names_one(word: str) -> bool:
+        whole = word.startswith(("GPU-", "MIG-"))  # CUDA takes the beginning of a UUID, too
+        return word in numbers or (whole and any(uuid.startswith(word) for uuid in uuids))
+
+    return list(itertools.takewhile(names_one, words))
 
 
 def default_workers(device: str) -> int:
@@ -93,8 +96,8 @@ def run(
         tasks_per_node=workers,
         stderr_to_stdout=True,
         gpus_per_node=workers if gpus else 0,
-        visible_gpus=gpus[:workers],
     )
+    executor.parameters["visible_gpus"] = gpus[:workers]  # its own check knows no UUIDs
     with _signals_kept_from_children():
         job = executor.submit(task)
     return _Watch(job, folder, workers, stop).until_the_end()

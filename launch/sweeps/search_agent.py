@@ -147,10 +147,10 @@ def side_by_side(task: SearchAgentTask, agents: int) -> str:
     return stop.requested or COMPLETED
 
 
-def _agent(task: SearchAgentTask, gpus: list[int]) -> None:
+def _agent(task: SearchAgentTask, gpus: list[str]) -> None:
     os.setpgid(0, 0)  # Ctrl-C is for the command, which tells the agents
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     task()
 
 
