@@ -8,6 +8,7 @@ run's."""
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,7 +131,7 @@ def overrides(data: Path) -> list[str]:
         "train.log_every": "2 steps",
         "train.evaluate_every": "10 steps",
         "train.checkpoint_every": "4 steps",
-        "train.timeout_s": 25,
+        "train.timeout_s": 60,
     }
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
@@ -188,7 +189,20 @@ def main() -> None:
         kinds[i % len(kinds)] for i in range(options.rounds)
     ]  # each as often as the others, in a random order
     random.shuffle(harms)
-    rows, console = [], Console()
+    rows: list[dict[str, object]] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        play_all(harms, rows)
+    except KeyboardInterrupt:
+        print("interrupted")
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    sys.exit(any(not row["survived"] for row in rows))
+
+
+def play_all(harms: list[str], rows: list[dict[str, object]]) -> None:
+    """Adds a row for each."""
     with (
         tempfile.TemporaryDirectory(prefix="chaos-") as folder,
         LocalCluster(Path(folder) / "slurm") as cluster,
@@ -200,42 +214,23 @@ def main() -> None:
         if undisturbed.wait_for_end() != "COMPLETED":
             sys.exit(f"the undisturbed run failed:\n{undisturbed.log()}")
         for number, harm in enumerate(harms, 1):
-            place = Path(folder) / str(number)
+            place, step = Path(folder) / str(number), 2 * random.randint(1, STEPS // 4)
             place.mkdir()
-            rows.append(
-                play(
-                    cluster,
-                    place,
-                    data,
-                    undisturbed.run_dir,
-                    harm,
-                    2 * random.randint(1, STEPS // 4),
-                )
-            )
-            console.print(f"round {number}: {rows[-1]}", highlight=False)
-    table = Table(
-        "harm",
-        "rounds",
-        "survived",
-        "lost",
-        "mean seconds",
-        title=f"{STEPS} steps by 4 workers on 2 nodes",
-    )
-    for harm in kinds:
+            rows.append(play(cluster, place, data, undisturbed.run_dir, harm, step))
+            Console().print(f"round {number}: {rows[-1]}", highlight=False)
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    columns = ("harm", "rounds", "survived", "lost", "mean seconds")
+    table = Table(*columns, title=f"{STEPS} steps by 4 workers on 2 nodes")
+    for harm in HARMS:
         those = [row for row in rows if row["harm"] == harm]
         survived = sum(bool(row["survived"]) for row in those)
         if those:
-            table.add_row(
-                harm,
-                str(len(those)),
-                str(survived),
-                str(len(those) - survived),
-                f"{sum(r['seconds'] for r in those) / len(those):.0f}",
-            )
-    console.print(table)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    sys.exit(any(not row["survived"] for row in rows))
+            mean = sum(float(str(row["seconds"])) for row in those) / len(those)
+            counts = (len(those), survived, len(those) - survived)
+            table.add_row(harm, *map(str, counts), f"{mean:.0f}")
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,19 @@ class Job:
         before the node has reported the end of the earlier start, which would be taken for the end
         of the new one. `changes` to the job, such as NumNodes=1, are made then."""
         if self.field("JobState") == "PENDING" and self.field("Reason") == "BeginTime":
-            time.sleep(4)
+            self.wait_for_reports()
             update = ["scontrol", "update", f"JobId={self.id}", *changes]
             subprocess.run([*update, "StartTime=now", "TimeLimit=10"], env=self.cluster.environment)
+
+    def wait_for_reports(self) -> None:
+        """Until the managers of the earlier start's batch script and steps have ended, which tell
+        the controller last of all."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            time.sleep(4)
+            names = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
+            if not any(words and f"slurmstepd: [{self.id}." in words[0] for words in names):
+                return
 
     def workers(self, node: str | None = None) -> list[psutil.Process]:
         """This job's worker processes, of one node or of all."""

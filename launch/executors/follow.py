@@ -19,7 +19,7 @@ ENDED = (
 )
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = (
-    5.0  # for the node's report of the earlier start's end, which would be taken for the new one's
+    10.0  # for the node's report of the earlier start's end, which would be taken for the new one's
 )
 SILENCE_SECONDS = 300.0  # of squeue and scontrol, before we give up
 
