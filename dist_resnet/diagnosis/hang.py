@@ -69,6 +69,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
             state = (self.progress.step, self.collectives.number, self.collectives.name)
             was_stopped = now - before > self.limit / 2  # this whole process
             if state != seen or was_stopped:
+                if told:
+                    self.note.unlink(missing_ok=True)  # it goes on
                 seen, since, told = state, now, False
                 faulthandler.dump_traceback_later(self.limit + 5, file=STDERR)
             elif not told and now - since > self.limit:
@@ -108,8 +110,10 @@ def _where(frame: FrameType) -> str:
 
 
 def story(run_dir: Path, workers: int) -> str | None:
-    """Who waited for whom, of a start that has ended; None where nothing has hung."""
+    """Who waited for whom, of a start that has ended; None where nothing has hung. Told once: what
+    comes later did not end for that."""
     notes = {note["rank"]: note for note in _notes(run_dir) if note["rank"] < workers}
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
     if not notes:
         return None
     last = max((note["step"], note["number"]) for note in notes.values())
