@@ -241,6 +241,23 @@ def test_imagenet_networks_are_torchvisions(name, parameters):
     assert count(models.build(ImagenetModel(name=name), 1000)) == parameters
 
 
+def test_blurpool_blurs_before_every_stride_but_the_first():
+    """The weights keep their names, and every second pixel is read of a blurred image."""
+    torch.manual_seed(0)
+    sharp, soft = (
+        models.build(ImagenetModel(name="resnet50", blurpool=b), 10).eval() for b in (False, True)
+    )
+    soft.load_state_dict(sharp.state_dict())
+    blurs = [name for name, m in soft.named_modules() if m._forward_pre_hooks]
+    assert blurs == [
+        f"layer{i}.0.{where}" for i in (2, 3, 4) for where in ("conv2", "downsample.0")
+    ]
+    kernel = torch.outer(*[torch.tensor([1.0, 2.0, 1.0])] * 2).expand(128, 1, 3, 3) / 16
+    x = torch.randn(2, 128, 9, 9)
+    expected = sharp.layer2[0].conv2(nn.functional.conv2d(x, kernel, padding=1, groups=128))
+    assert torch.allclose(soft.layer2[0].conv2(x), expected, atol=1e-5)
+
+
 def test_cifar_stem_keeps_the_resolution():
     model = models.build(ImagenetModel(name="resnet18", stem="cifar"), 10)
     assert model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)

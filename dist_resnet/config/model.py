@@ -117,6 +117,9 @@ class ImagenetModel(Model):
     stem: Literal["imagenet", "cifar"] = setting(
         "imagenet", "7x7/2 and max-pool, or 3x3/1 for 32x32 input"
     )
+    blurpool: bool = setting(
+        False, "blur what a convolution of stride 2 reads (Zhang 2019; as ffcv-imagenet does)"
+    )
     zero_init_last_gamma: bool = setting(
         False, "start every residual branch at zero (Goyal et al. 2017, section 5.1)"
     )

@@ -18,7 +18,7 @@ def answer(
 def views(images: torch.Tensor, tta: str) -> list[tuple[float, torch.Tensor]]:
     """What is looked at, and with which weight: the images; with 'mirror' their mirror images too;
     with 'mirror_translate' besides, with half of all weight, both moved by a pixel up and left, and
-    down and right (Jordan 2024, airbench, section 3.5)."""
+    down and right (Jordan 2024, airbench, "multi-crop evaluation")."""
     seen = [(1.0, images)]
     if tta == "mirror_translate":
         height, width = images.shape[2:]
