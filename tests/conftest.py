@@ -119,7 +119,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-TIMES = ("images_per_second", "data_wait", "hours", "hours_left", "test/images_per_second")
+TIMES = (
+    "images_per_second",
+    "data_wait",
+    "hours",
+    "hours_left",
+    "test/images_per_second",
+    "val/images_per_second",
+)
 
 
 def curves(run_dir: Path) -> list[dict]:
