@@ -104,6 +104,7 @@ def small_path(config_path) -> Path:
 LONGEST = (
     "test_training",
     "test_slurm",
+    "test_search",
     "test_sweep_agents",
     "test_equal_trainings",
     "test_virtual_workers",
