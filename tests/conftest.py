@@ -129,6 +129,7 @@ def small_path(config_path) -> Path:
 LONGEST = (
     "test_training",
     "test_slurm",
+    "test_search",
     "test_sweep_agents",
     "test_equal_trainings",
     "test_virtual_workers",
@@ -144,7 +145,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-TIMES = ("images_per_second", "data_wait", "hours", "hours_left", "test/images_per_second")
+TIMES = (
+    "images_per_second",
+    "data_wait",
+    "hours",
+    "hours_left",
+    "test/images_per_second",
+    "val/images_per_second",
+)
 
 
 def curves(run_dir: Path) -> list[dict]:

@@ -4,6 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dist_resnet.config import Config, schedule
 from dist_resnet.data import manifest
@@ -15,20 +18,20 @@ from launch.sweeps.search import Search
 
 def tell_runs(runs: Sequence[tuple[Path, Config]], directory: Path, workers: int) -> None:
     """A line per run: RUN_DIR, what is left of it, and hours."""
-    rate, open_hours = hours_per_image(directory), 0.0
+    timed, hours = timed_runs(directory), 0.0
     for path, config in runs:
-        images, done = images_of(config, workers), _done(path)
-        left = max(0.0, images - done)
-        open_hours += left * (rate or 0.0)
-        state = "complete" if done == math.inf else f"{left:,.0f} of {images:,} images left"
-        hours = f", {left * rate:.2f} h" if rate and left else ""
-        print(f"{path}  {state}{hours}")
-    print(f"{len(runs)} runs; {_estimate(open_hours, rate)}")
+        images = images_of(config, workers)
+        left = max(0.0, images - _done(path))
+        rate = hours_per_image(timed, config)
+        hours += left * rate
+        state = f"{left:,.0f} of {images:,} images left" if left else "complete"
+        print(f"{path}  {state}" + (f", {left * rate:.2f} h" if rate and left else ""))
+    print(f"{len(runs)} runs; {_estimate(hours, len(timed), 'to go')}")
 
 
 def tell_search(search: Search) -> None:
     """How many trials will reach each rung, and the cost of them all."""
-    _, plan = search.configuration(searches.constants(search.sweep))
+    config, plan = search.configuration(searches.constants(search.sweep))
     evaluations, images = searches.evaluations_of(plan), plan.last_step * plan.global_batch
     at = [*search.rungs.iterations, evaluations]
     before, total, count = 0, 0.0, 0
@@ -40,13 +43,14 @@ def tell_search(search: Search) -> None:
         name = "full length" if rung == search.rungs.last else f"rung {rung}"
         print(f"  {name}: after {evaluation} of {evaluations} evaluations; {count} trials")
     if count == 0:
-        least = search.rungs.eta**search.rungs.last
-        print(f"  note: of fewer than {least} trials none may reach its full length")
-    least = "at most" if search.rungs.rule == "median" else "about"
-    rate = hours_per_image(Path(search.directory))
+        needed = search.rungs.eta**search.rungs.last
+        print(f"  note: of fewer than {needed} trials none may reach its full length")
+    how = "at most" if search.rungs.rule == "median" else "about"
+    timed = timed_runs(Path(search.directory))
+    hours = total * images * hours_per_image(timed, config)
     print(
-        f"{least} {total:.1f} whole trainings' images, {total * images / 1e6:.3g} millions; "
-        f"{_estimate(total * images * (rate or 0.0), rate)}"
+        f"{how} {total:.1f} whole trainings' images, {total * images / 1e6:.3g} millions; "
+        f"{_estimate(hours, len(timed), 'in all')}"
     )
 
 
@@ -56,18 +60,24 @@ def images_of(config: Config, workers: int) -> int:
     return plan.last_step * plan.global_batch
 
 
-def hours_per_image(directory: Path) -> float | None:
-    """Of the runs that are in the directory, also unfinished ones: the median; with start-up and
-    evaluations. None where there is none."""
-    rates = []
+def timed_runs(directory: Path) -> list[tuple[Any, float]]:
+    """(configuration of the network, hours an image) of the runs that are in the directory, also
+    unfinished ones; with start-up and evaluations."""
+    found = []
     for path in directory.glob("*/config.yaml"):
-        done = read_summary(path.parent)
+        network, done = yaml.safe_load(path.read_text())["model"], read_summary(path.parent)
         if done:
-            rates.append(sum(done["seconds"].values()) / 3600 / done["samples"])
+            found.append((network, sum(done["seconds"].values()) / 3600 / done["samples"]))
         else:
-            timed = [record for record in read_metrics(path.parent) if "hours" in record]
-            rates += [record["hours"] / record["samples"] for record in timed[-1:]]
-    return statistics.median(rates) if rates else None
+            records = [record for record in read_metrics(path.parent) if "hours" in record]
+            found += [(network, record["hours"] / record["samples"]) for record in records[-1:]]
+    return found
+
+
+def hours_per_image(timed: Sequence[tuple[Any, float]], config: Config) -> float:
+    """The median of runs with the same network, or of all where there is none; 0 of none at all."""
+    same = [rate for network, rate in timed if network == config.to_dict()["model"]]
+    return statistics.median(same or [rate for _, rate in timed] or [0.0])
 
 
 def _done(path: Path) -> float:
@@ -78,9 +88,7 @@ def _done(path: Path) -> float:
     return counted[-1] if counted else 0
 
 
-def _estimate(hours: float, rate: float | None) -> str:
-    if rate is None:
+def _estimate(hours: float, timed: int, what: str) -> str:
+    if not timed:
         return "hours: not known before a run of this directory has been timed"
-    return (
-        f"about {hours:.2f} machine hours to go, at {1 / rate / 3600:,.0f} images/s as timed here"
-    )
+    return f"about {hours:.2f} machine hours {what}, as the {timed} runs went that were timed here"
