@@ -14,7 +14,7 @@ failed=0
 if [ -n "${DRY_RUN:-}" ]; then
   small=resnet8 large=resnet8 deep=resnet14 rounds=1 runs=1 few=(--steps 1) one=(--batches 4) both=(--batches 4)
   short=(--train.max_steps 2 --batch.global 8 --batch.per_worker null) whole=(--model.name resnet8)
-  memory=(--batch 4) scaling=(--batch 4 --repeats 1 --workers 1)
+  limit=900 memory=(--batch 4) scaling=(--batch 4 --repeats 1 --workers 1)
 else
   "$python" -c 'import torch; torch.cuda.get_device_name()' || exit 1
   small=resnet20 large=resnet110 deep=resnet1202 rounds=2 runs=5 few=() one=(--batches 128) both=(--batches 128 1024)
@@ -26,14 +26,14 @@ plain=(--train.cuda_graph false --train.cast each)  # what a GPU gets by default
 table() {  # NAME MODULE ARGUMENTS
   local name=$1 module=$2; shift 2
   echo "== $name: python -m benchmarks.$module $*"
-  timeout 150 "$python" -m "benchmarks.$module" --data "$data" --json "$out/$name.json" "$@" > "$out/$name.txt" 2>&1 || failed=1
+  timeout -k 10 "${limit:-150}" "$python" -m "benchmarks.$module" --data "$data" --json "$out/$name.json" "$@" > "$out/$name.txt" 2>&1 || failed=1
   tail -n 20 "$out/$name.txt"
 }
 
 record() {  # NAME ARGUMENTS
   local name=$1; shift
   echo "== $name: dist-resnet $*"
-  timeout 300 "$python" -m launch "$@" --run-dir "$out/$name" --data.dir "$data" > "$out/$name.txt" 2>&1 || failed=1
+  timeout -k 10 "${limit:-300}" "$python" -m launch "$@" --run-dir "$out/$name" --data.dir "$data" > "$out/$name.txt" 2>&1 || failed=1
   tail -n 20 "$out/$name.txt"
 }
 

@@ -76,6 +76,7 @@ def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Iter
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, make, arguments))
     process.start()
+    theirs.close()  # so that its death is the pipe's end
 
     def call() -> float:
         ours.send("go")
