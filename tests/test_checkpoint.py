@@ -1,12 +1,15 @@
-"""Checkpoints survive damage and crashes."""
+"""Checkpoints survive damage and crashes, and are written beside the training."""
 
+import time
 import warnings
+from unittest import mock
 
 import pytest
 import torch
 
 from dist_resnet.runtime.distributed import World
 from dist_resnet.weights import checkpoint
+from dist_resnet.weights.writer import Writer
 
 
 class Alone(World):
@@ -101,3 +104,37 @@ def test_a_crash_at_any_write_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
             break
     assert not crashed and len(survived) > 5
     assert survived == sorted(survived) and survived[-1] == 20 + moment
+
+
+def write(writer, step, weights, last=False):
+    writer.save({"step": step, "weights": weights}, step, best=False, last=last)
+
+
+def test_what_is_written_beside_the_training_is_the_state_of_its_step(tmp_path):
+    """The weights change while their checkpoint waits for a slow disk."""
+    weights, said = torch.zeros(1000), []
+    writer = Writer(tmp_path, 5, 0.0, ALONE, said.append)
+    with mock.patch.object(checkpoint.os, "fsync", side_effect=lambda handle: time.sleep(0.05)):
+        for step in (10, 20, 30):
+            weights.fill_(step)
+            write(writer, step, weights)
+            weights.fill_(-1)
+        assert writer.wait()
+    for step in (10, 20, 30):
+        saved = checkpoint.load(tmp_path / checkpoint.name_of(step))
+        assert saved["step"] == step and (saved["weights"] == step).all()
+    assert said == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_only_the_last_is_an_error(tmp_path):
+    said = []
+    writer = Writer(tmp_path, 2, 0.0, ALONE, said.append)
+    with mock.patch.object(checkpoint.os, "fsync", side_effect=OSError("disk full")):
+        write(writer, 10, torch.zeros(3))
+        assert not writer.wait()
+        assert len(said) == 1 and "step 10" in said[0] and "training goes on" in said[0]
+        write(writer, 20, torch.zeros(3), last=True)
+        with pytest.raises(OSError, match="disk full"):
+            writer.wait()
+    write(writer, 30, torch.zeros(3))
+    assert writer.wait() and checkpoint.load_latest(tmp_path, ALONE)["step"] == 30
