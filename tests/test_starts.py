@@ -44,3 +44,12 @@ def test_a_file_that_cannot_be_written_costs_no_training(tmp_path, capsys):
     (tmp_path / starts.FILE).mkdir()
     starts.Start(tmp_path, writes=True).end("completed", 3)
     assert "could not be written" in capsys.readouterr().out
+
+
+def test_the_commit_is_known_without_git(tmp_path, monkeypatch):
+    (tmp_path / ".git/refs/heads").mkdir(parents=True)
+    (tmp_path / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (tmp_path / ".git/refs/heads/main").write_text("c0ffee\n")
+    monkeypatch.setattr(starts, "SOURCE", tmp_path)
+    monkeypatch.setenv("PATH", "/")
+    assert starts.commit() == "c0ffee?"
