@@ -9,7 +9,4 @@ python3 -m venv "$target.build"
 PATH="$target.build/bin:$PATH" "$target.build/bin/auditwheel" repair --wheel-dir "$wheels" "$wheels"/ffcv/ffcv-*.whl
 python3 -m venv "$target"
 "$target/bin/pip" install --quiet --no-cache-dir --find-links "$wheels" "$source"
-if [ -e "$source/container/COMMIT" ]; then  # for starts.jsonl; the image has no git
-  cp "$source/container/COMMIT" "$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/"
-fi
 rm -rf "$wheels" "$target.build"

@@ -1,8 +1,9 @@
-"""starts.jsonl: what a start leaves, whoever ends it."""
+"""starts.jsonl: what a start leaves, whoever ends it; the code that it runs."""
 
 import pytest
 
 from dist_resnet.tracking import starts
+from launch.executors import pinned
 
 
 @pytest.fixture
@@ -44,3 +45,25 @@ def test_a_file_that_cannot_be_written_costs_no_training(tmp_path, capsys):
     (tmp_path / starts.FILE).mkdir()
     starts.Start(tmp_path, writes=True).end("completed", 3)
     assert "could not be written" in capsys.readouterr().out
+
+
+def test_the_commit_is_known_without_git(tmp_path, monkeypatch):
+    (tmp_path / ".git/refs/heads").mkdir(parents=True)
+    (tmp_path / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (tmp_path / ".git/refs/heads/main").write_text("c0ffee\n")
+    monkeypatch.setattr(starts, "SOURCE", tmp_path)
+    monkeypatch.setenv("PATH", "/")
+    assert starts.commit() == "c0ffee?"
+
+
+def test_code_is_copied_once_and_a_changed_checkout_is_told(tmp_path, capsys):
+    code = pinned.pin(tmp_path)
+    assert code == tmp_path / "code" and (code / starts.COMMIT).read_text().strip()
+    copied = code / "dist_resnet/worker.py"
+    assert not copied.stat().st_mode & 0o222 and capsys.readouterr().err == ""
+    copied.chmod(0o644)
+    copied.write_text("# of another commit\n")
+    assert pinned.pin(tmp_path) == code and copied.read_text() == "# of another commit\n"
+    told = capsys.readouterr().err
+    assert "is what runs" in told and "--code live" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["code"]

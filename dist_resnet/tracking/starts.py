@@ -121,8 +121,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, with '+' where files differ from it; None where it is not
-    known."""
+    """The commit of the code that runs, with '+' where files differ from it, or '?' where there is
+    no git to ask for that, as in a container; None where it is not known."""
     if (SOURCE / COMMIT).exists():
         return (SOURCE / COMMIT).read_text().strip() or None
 
@@ -134,7 +134,18 @@ def commit() -> str | None:
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except FileNotFoundError:
+        return _head(SOURCE / ".git")
     except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _head(folder: Path) -> str | None:
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        return (head if name == head else (folder / name).read_text().strip()) + "?"
+    except OSError:
         return None
 
 
