@@ -55,7 +55,7 @@ def main(run_dir: Path | str, stop: StopSignal | None = None, began: float | Non
     config = config_file.load(run_dir / "config.yaml")
     with (
         distributed.connect(config.train.device, config.train.timeout_s) as world,
-        Watchdog(run_dir, world.rank, world.collectives, progress, config.train.timeout_s),
+        Watchdog(run_dir, world, progress, config.train.timeout_s),
         locked(run_dir, world),
         loader.betons_of(config, run_dir, world) as (data_dir, betons),
     ):

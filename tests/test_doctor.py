@@ -192,3 +192,10 @@ def test_every_rank_meets_every_other_in_the_same_round(size):
     for rank, others in enumerate(rounds):
         assert sorted(o for o in others if o is not None) == [r for r in range(size) if r != rank]
         assert all(rounds[o][turn] == rank for turn, o in enumerate(others) if o is not None)
+
+
+def test_very_many_ranks_meet_some():
+    rounds = [network._opponents(rank, 100) for rank in range(100)]
+    for rank, others in enumerate(rounds):
+        assert len(set(others)) == 7 and rank not in others
+        assert all(rounds[o][turn] == rank for turn, o in enumerate(others))

@@ -41,6 +41,15 @@ def test_the_papers_recipe_on_more_workers():
     assert best["batch per worker"] > 512  # a fixed part in every step asks for large batches
 
 
+def test_a_link_as_doctor_measures_it(tmp_path):
+    path = tmp_path / "link.json"
+    path.write_text('{"bytes_per_second": 2e9, "seconds": 5e-5, "world_size": 4}')
+    assert Link.read(path) == Link(2e9, 5e-5)
+    path.write_text('{"bandwidth": 1}')
+    with pytest.raises(ValueError, match="name its link"):
+        Link.read(path)
+
+
 def test_the_command_prints_them(cli, shapes_dir):
     code, output = cli(
         "estimate",

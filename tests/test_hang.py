@@ -17,12 +17,12 @@ from dist_resnet.training.progress import Progress
 
 def late(run_dir: str) -> None:
     """In a worker of a world of two: rank 1 does not come to the barrier."""
-    with distributed.connect("cpu", 6.0) as world:
+    with distributed.connect("cpu", 15.0) as world:
         progress = Progress(step=7)
-        with hang.Watchdog(Path(run_dir), world.rank, world.collectives, progress, 6.0):
+        with hang.Watchdog(Path(run_dir), world, progress, 15.0):
             world.barrier()
             if world.rank == 1:
-                time.sleep(9)
+                time.sleep(18)
             with pytest.raises(RuntimeError):
                 world.barrier()
 
@@ -40,7 +40,14 @@ def test_ranks_in_ddps_backward_pass_wait_too(tmp_path):
     (tmp_path / hang.FOLDER).mkdir()
     backward = "training/loop.py:9 forward_and_backward"
     for rank, where in enumerate([backward, backward, "data/loader.py:5 batches"]):
-        note = {"rank": rank, "step": 4, "collective": None, "number": 9, "seconds": 18.0}
+        note = {
+            "rank": rank,
+            "step": 4,
+            "collective": None,
+            "number": 9,
+            "seconds": 18.0,
+            "gpu": False,
+        }
         (tmp_path / hang.FOLDER / f"rank_{rank}.json").write_text(
             json.dumps(note | {"where": where})
         )

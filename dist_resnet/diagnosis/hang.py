@@ -1,6 +1,6 @@
 """Where a training hangs: every rank's stacks in its log, and who waits for whom. No torch.
 
-When neither a step nor a collective has been made for nine tenths of train.timeout_s, each rank
+When neither a step nor a collective has been made for four fifths of train.timeout_s, each rank
 writes its stacks and a note, before the process group's own timeout ends it. A rank that is
 stopped, or whose node is gone, writes none, and that tells."""
 
@@ -14,12 +14,13 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dist_resnet.runtime.collectives import Collectives
+if TYPE_CHECKING:
+    from dist_resnet.runtime.distributed import World
 
 FOLDER = "hang"  # in RUN_DIR: a note of each rank
-PATIENCE = 0.9  # of train.timeout_s
+PATIENCE = 0.8  # of train.timeout_s
 STDERR = 2  # the descriptor, which works in any thread and state
 PACKAGE = "dist_resnet"
 BACKWARD = "forward_and_backward"  # of training/loop.py, where DDP's all-reduces are
@@ -36,16 +37,10 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
     nothing for it. Where a thread holds the interpreter, the C library's watchdog dumps the stacks
     all the same."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        rank: int,
-        collectives: Collectives,
-        progress: Stepping,
-        timeout_s: float,
-    ) -> None:
-        self.note, self.rank = run_dir / FOLDER / f"rank_{rank}.json", rank
-        self.collectives, self.progress, self.limit = collectives, progress, PATIENCE * timeout_s
+    def __init__(self, run_dir: Path, world: "World", progress: Stepping, timeout_s: float) -> None:
+        self.note, self.rank = run_dir / FOLDER / f"rank_{world.rank}.json", world.rank
+        self.collectives, self.gpu = world.collectives, world.device.type == "cuda"
+        self.progress, self.limit = progress, PATIENCE * timeout_s
         self._stop, self._main = threading.Event(), threading.main_thread().ident
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -83,7 +78,8 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
         note = {
             "rank": self.rank,
             "step": self.progress.step,
-            "collective": self.collectives.name,
+            "collective": self.collectives.last if self.gpu else self.collectives.name,
+            "gpu": self.gpu,
             "number": self.collectives.number,
             "seconds": seconds,
             "where": _where(frame) if frame else "",
@@ -123,7 +119,9 @@ def story(run_dir: Path, workers: int) -> str | None:
     seconds = max(note["seconds"] for note in notes.values())
     lines = [f"nothing moved for {seconds:.0f} s after step {example['step']}"]
     if arrived:
-        lines.append(f"{_named(arrived)} waited in {_collective(example)}")
+        lines.append(
+            f"{_named(arrived)} waited {'for' if example['gpu'] else 'in'} {_collective(example)}"
+        )
     for rank in missing[:8]:
         place = (
             f"at {notes[rank]['where'] or 'work outside of ours'}"
@@ -135,11 +133,13 @@ def story(run_dir: Path, workers: int) -> str | None:
 
 
 def _waits(note: dict[str, Any]) -> bool:
+    """On a GPU the host is past a collective when the device is in it: it waits further on."""
     return bool(note["collective"]) or note["where"].endswith(BACKWARD)
 
 
 def _collective(note: dict[str, Any]) -> str:
     name = note["collective"] or "the all-reduce of the gradients"
+    name = f"the GPU, whose last collective was {name}" if note["gpu"] else name
     return f"{name} (collective {note['number']}, {note['where']})"
 
 

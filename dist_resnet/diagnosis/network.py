@@ -20,6 +20,7 @@ from dist_resnet.runtime.distributed import World
 
 SMALL, LARGE = 2, 2**22  # float32 numbers of an all-reduce: 8 bytes, 16 MiB
 PAIR = 2**18  # float32 numbers that two ranks exchange: 1 MiB
+ALL_PAIRS = 64  # ranks up to which every pair is tried; beyond, log2 as many partners each
 REPEATS = 5
 SLOW_PAIR = 1 / 3  # of the median's bandwidth
 VISIBLE_SECONDS = 10.0
@@ -27,7 +28,8 @@ SKEW = 2.0  # seconds
 
 
 def pairs(world: World) -> str:
-    """Every rank exchanges a megabyte with every other, as in a round-robin tournament."""
+    """Every rank exchanges a megabyte with every other, as in a round-robin tournament; of very
+    many, with some."""
     if world.size == 1:
         raise NotHere("one worker")
     mine, theirs = (torch.full((PAIR,), float(world.rank), device=world.device) for _ in range(2))
@@ -41,7 +43,7 @@ def pairs(world: World) -> str:
         seconds = _shortest(world, partial(world.exchange, mine, theirs, other), 3)
         rates[other] = 4 * PAIR / seconds
     table = world.stack(rates).tolist()
-    links = {(i, j): table[i][j] for i in range(world.size) for j in range(i)}
+    links = {(i, j): table[i][j] for i in range(world.size) for j in range(i) if table[i][j]}
     slowest = min(links, key=lambda pair: links[pair])
     usual = statistics.median(links.values())
     told = f"ranks {slowest[1]} and {slowest[0]} with {_rate(links[slowest])}"
@@ -55,7 +57,8 @@ def _opponents(rank: int, size: int) -> list[int | None]:
     """Of each round, by the circle method; None where a rank sits out."""
     n = size + size % 2
     rounds: list[int | None] = []
-    for turn in range(n - 1):
+    turns = range(n - 1) if size <= ALL_PAIRS else [2**k for k in range((n - 2).bit_length())]
+    for turn in turns:
         circle = [0, *((i + turn) % (n - 1) + 1 for i in range(n - 1))]
         place = circle.index(rank)
         other = circle[n - 1 - place]

@@ -1,6 +1,5 @@
 """Which collective this process is in, for those who look when nothing moves. No torch."""
 
-import time
 from dataclasses import dataclass
 
 
@@ -11,10 +10,10 @@ class Collectives:
 
     number: int = 0  # of the last one entered, from 1
     name: str | None = None  # None: in none
-    since: float = 0.0  # time.monotonic
+    last: str | None = None  # the name of the last one entered
 
     def entered(self, name: str) -> "Collectives":
-        self.number, self.name, self.since = self.number + 1, name, time.monotonic()
+        self.number, self.name, self.last = self.number + 1, name, name
         return self
 
     def __enter__(self) -> None:
