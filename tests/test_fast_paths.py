@@ -1,11 +1,14 @@
 """What makes a step faster finds out by itself whether it works here: broken on purpose, it is left
 out, by name, and the training ends as the plain one does."""
 
+import importlib.util
 import json
+import math
 
 import planted
 import pytest
-from conftest import assert_identical, without_last_checkpoint
+import torch
+from conftest import ROOT, assert_identical, without_last_checkpoint
 
 from dist_resnet.config import config_file, for_device
 
@@ -111,3 +114,49 @@ def test_imagenets_networks_keep_ddps_buckets_on_a_gpu():
     """Their gradients take longer than their launches."""
     train = for_device.settle(config_file.load("configs/imagenet_resnet50.yaml"), "cuda").train
     assert (train.all_reduce, train.cast, train.cuda_graph) == ("buckets", "each", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_addition_and_relu_in_one_kernel_are_the_same_bits(dtype, monkeypatch):
+    """In triton's interpreter, which cuts bfloat16 off where a GPU rounds; forward and backward, of
+    odd sizes, NaN and infinities."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    kernels = a_copy("dist_resnet/models/triton_add_relu.py")
+    torch.manual_seed(0)
+    shape, layout = (3, 5, 7, 13), {"memory_format": torch.channels_last}
+    left, right, dy = (torch.randn(shape).to(dtype).contiguous(**layout) for _ in range(3))
+    left[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    found = []
+    for add_relu in (kernels.add_relu, lambda a, b: torch.relu(a + b)):
+        a, b = left.clone().requires_grad_(), right.clone().requires_grad_()
+        y = add_relu(a, b)
+        y.backward(dy)
+        found.append((y, a.grad, b.grad))
+    for fast, plain in zip(*found):
+        assert torch.equal(fast.nan_to_num(7.0), plain.nan_to_num(7.0))
+        assert fast.stride() == plain.stride()
+    assert kernels.AddReLU.__name__ in found[0][0].grad_fn.name()
+    apart = kernels.add_relu(left.contiguous(), right)
+    assert torch.equal(apart.nan_to_num(7.0), found[1][0].nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_that_kernel_compiles_for_gpus(capability, dtype):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = a_copy("dist_resnet/models/triton_add_relu.py").kernel
+    types = dict.fromkeys(("left", "right", "out"), f"*{dtype}") | {"size": "i32"}
+    source = ASTSource(kernel, types | {"block": "constexpr"}, constexprs={"block": 1024})
+    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+
+
+def a_copy(path):
+    """Of a file of kernels: whether triton interprets is settled when it is imported."""
+    pytest.importorskip("triton")
+    spec = importlib.util.spec_from_file_location("a_copy_of_kernels", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -17,6 +17,7 @@ from dist_resnet.config import Config, for_device
 from dist_resnet.data import sampling
 from dist_resnet.data.loader import Batch
 from dist_resnet.data.resident_loader import ResidentLoader
+from dist_resnet.models import fused_norm
 from dist_resnet.training import data_parallel, loop
 from dist_resnet.training.data_parallel import BucketedDDP
 from dist_resnet.training.loop import Training
@@ -88,12 +89,13 @@ def _loud(run: Training, path: FastPath, outcome: str) -> None:
 
 def paths(run: Training, settled: Config, compares: bool) -> Iterator[FastPath]:
     """What is asked for, in the order in which one is built on the other."""
-    train, data = settled.train, run.train_data
-    if isinstance(data, ResidentLoader) and data.augment and run.world.device.type == "cuda":
+    train, data, gpu = settled.train, run.train_data, run.world.device.type == "cuda"
+    if isinstance(data, ResidentLoader) and data.augment and gpu:
         yield crop_flip(run, data)
     asked = {
         "flat": train.all_reduce != "buckets",
         "cast": train.cast == "together",
+        "add_relu": gpu and settled.model.family == "cifar" and train.compile == "none",
         "compile": train.compile != "none",
         "graph": bool(train.cuda_graph),
     }
@@ -104,6 +106,8 @@ def paths(run: Training, settled: Config, compares: bool) -> Iterator[FastPath]:
         yield one_all_reduce(run, settled, steps)
     if asked["cast"]:
         yield casts(run, steps)
+    if asked["add_relu"]:
+        yield additions(run, steps)
     if asked["compile"]:
         yield compiled(run, train.compile, steps)
     if asked["graph"]:
@@ -196,6 +200,24 @@ def casts(run: Training, steps: Steps) -> FastPath:
             undo.pop()()
 
     return FastPath("cast_together", on, off, lambda: steps.differ(rounds=False))
+
+
+def additions(run: Training, steps: Steps) -> FastPath:
+    """A block's addition and ReLU in one kernel: the same bits."""
+    network = run.model.module
+
+    def on() -> None:
+        from dist_resnet.models import triton_add_relu  # torch for CPUs comes without triton
+
+        fused_norm.take_add_relu(network, triton_add_relu.add_relu)
+        run.model.train()
+        with restored(run):  # compiles
+            loop.update(run, *steps.batch)
+
+    def off() -> None:
+        fused_norm.take_add_relu(network, None)
+
+    return FastPath("add_relu", on, off, lambda: steps.differ(rounds=False))
 
 
 def compiled(run: Training, mode: str, steps: Steps) -> FastPath:

@@ -6,6 +6,7 @@ Backward: g = dy where y > 0 is skip's gradient, and x's is a g + b x + c, with 
 channel as in Ioffe and Szegedy 2015, section 3. For workers of one thread: numba's threads and
 torch's, each waiting for work by spinning, would keep the cores from each other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,24 @@ def norm_add_relu(
     norm: nn.Module, x: torch.Tensor, skip: torch.Tensor | None = None, relu: bool = True
 ) -> torch.Tensor:
     """relu(norm(x) + skip), of x and skip (N, C, H, W). Fused where that can be, else torch's
-    operations, which are the same up to rounding."""
+    operations, which are the same up to rounding; or a norm's own `add_relu` (take_add_relu)."""
     if isinstance(norm, nn.BatchNorm2d) and _can_be_fused(x):
         return _Fused.apply(x, norm.weight, norm.bias, skip, relu, norm)
     y = norm(x)
+    if skip is not None and relu and "add_relu" in vars(norm):
+        return vars(norm)["add_relu"](y, skip)
     if skip is not None:
         y = y + skip
     return F.relu(y) if relu else y
+
+
+def take_add_relu(model: nn.Module, add_relu: Callable | None) -> None:
+    """What adds and cuts off after BN in place of torch's two operations; None: those again."""
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            vars(norm).pop("add_relu", None)
+            if add_relu is not None:
+                vars(norm)["add_relu"] = add_relu
 
 
 def _can_be_fused(x: torch.Tensor) -> bool:
