@@ -63,7 +63,9 @@ def controller_restarts(job: Job) -> None:
 
 
 def checkpoints_unwritable(job: Job) -> None:
-    with unwritable(job.run_dir / "checkpoints"):
+    directory = job.run_dir / "checkpoints"
+    job.until(directory.exists, 60)
+    with unwritable(directory):
         time.sleep(4)
 
 
