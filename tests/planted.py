@@ -24,6 +24,8 @@ def train(run_dir: str, fault: str = "none") -> str:
         )
         if fault in ("kernel", "pixel"):
             stack.enter_context(with_kernel(fault == "pixel"))
+        if fault == "addition":
+            stack.enter_context(with_wrong_additions())
         for broken in FAULTS.get(fault, ()):
             stack.enter_context(patch(*broken))
         return worker.main(run_dir)
@@ -51,6 +53,24 @@ def with_kernel(broken: bool):
             mock.patch.object(triton_augment, "crop_flip", shifted if broken else original),
         ):
             yield
+
+
+@contextlib.contextmanager
+def with_wrong_additions():
+    """What ends a residual block on a GPU, and subtracts."""
+    from dist_resnet.models import triton_add_relu
+
+    paths = fast_paths.paths
+
+    def with_additions(run, settled, compares):
+        yield fast_paths.additions(run, fast_paths.Steps(run, compares))
+        yield from paths(run, settled, compares)
+
+    with (
+        mock.patch.object(fast_paths, "paths", with_additions),
+        mock.patch.object(triton_add_relu, "add_relu", lambda a, b: torch.relu(a - b)),
+    ):
+        yield
 
 
 def _wrong_copies(tensors, dtype):

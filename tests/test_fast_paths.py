@@ -39,6 +39,7 @@ def broken(workers, small_path, tmp_path):
     "fault, path, why, size, settings",
     [
         ("pixel", "crop_flip", "values differ, in 12 im", 1, SMALL),
+        ("addition", "add_relu", "loss of step 1 differs by", 1, ("--train.precision", "fp32")),
         ("cast", "cast_together", "of step 1 differs by", 1, ()),
         ("all_reduce", "all_reduce_flat", "gradient of step 1 differs by", 2, ()),
         ("compiled", "compile", "loss of step 1 differs by", 1, ("--train.compile", "default")),
