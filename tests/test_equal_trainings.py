@@ -142,7 +142,8 @@ def test_a_training_on_val_says_so_everywhere(workers, small_path, tmp_path):
     where = ("--data.dir", tmp_path / "held", "--data.evaluate_on", "val", "--data.dataset", "null")
     settings = (*where, "--train.max_steps", 4)
     run_dir = workers.train(small_path, tmp_path / "run", *settings)
-    written = [p for p in run_dir.rglob("*") if p.suffix in (".jsonl", ".json")]
+    about = {"metrics.jsonl", "summary.json"}
+    written = [p for p in run_dir.rglob("*") if p.name in about]
     assert len(written) == 2 and "val   loss" in workers.output
     for path in written:
         assert "val" in path.read_text() and "test" not in path.read_text(), path
