@@ -127,9 +127,10 @@ def small_path(config_path) -> Path:
 
 
 LONGEST = (
+    "test_slurm_harms",
+    "test_search",
     "test_training",
     "test_slurm",
-    "test_search",
     "test_sweep_agents",
     "test_equal_trainings",
     "test_virtual_workers",
@@ -208,6 +209,36 @@ def slurm_cluster():
         LocalCluster(Path(folder)) as running,
     ):
         yield running
+
+
+@pytest.fixture(scope="session")
+def overrides(shapes_dir):
+    """A small network and short run in place of slurm/resnet110.sh's."""
+    settings = {
+        "model.name": "resnet8",
+        "model.width": 3,
+        "data.dir": shapes_dir,
+        "data.dataset": "shapes",
+        "batch.per_worker": 12,
+        "batch.virtual_workers": 4,
+        "train.max_steps": 60,
+        "train.log_every": "2 steps",
+        "train.evaluate_every": "20 steps",
+        "train.checkpoint_every": "4 steps",
+        "tracking.wandb": "disabled",
+        "tracking.top_losses": 0,
+    }
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory, overrides):
+    """The same run, uninterrupted, by two workers that the local launcher starts."""
+    directory = tmp_path_factory.mktemp("straight")
+    words = [*overrides, "--run-dir", "run", "--workers-per-node", 2]
+    code, output = Cli(directory)("train", ROOT / "configs/resnet110.yaml", *words)
+    assert code == 0, output
+    return directory / "run"
 
 
 def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ MAY_WAIT = {
     "metrics.py:table": 6 + 2 + 4,  # lines of the log, evaluations, checkpoints
     "stop_vote.py:requested": 12,  # once a second, or a step where that is longer
     "loop.py:require_finite_weights": 4,
+    "pace.py:slowest": 6,
     "distributed.py:barrier": 1,
 }
 

@@ -148,6 +148,9 @@ def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, confi
     waits for it."""
     cli.environment |= slurm_cluster.environment | {"PYTHONPATH": str(ROOT), "CXX": "/nowhere"}
     (tmp_path / "here.yaml").write_text("{gpus_per_node: 1, cpus_per_task: 4, time: 10}")
+    (tmp_path / "alone.yaml").write_text(
+        "{gpus_per_node: 1, cpus_per_task: 4, time: 10, sbatch: {exclusive: true}}"
+    )
     there = ("--cluster", "here.yaml", "--nodes", 2)
     data = config_file.load(config_path).data.dir
     code, output = cli("doctor", *there, "--data.dir", data)
@@ -168,7 +171,8 @@ def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, confi
         return seen[name]
 
     def submit(name: str, *words: object) -> None:
-        code, output = cli("train", config_path, "--run-dir", f"runs/{name}", *there, *words)
+        alone = ("--cluster", "alone.yaml", "--nodes", 2, "--run-dir", f"runs/{name}")
+        code, output = cli("train", config_path, *alone, *words)
         assert code == 0, output
 
     long = ("--schedule.steps", 9000, "--schedule.milestones", "[]")

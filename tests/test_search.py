@@ -356,7 +356,7 @@ def test_of_sixteen_agents_no_two_take_one_trial_and_what_a_dead_one_left_goes_o
     (tmp_path / "s").mkdir()
     context = multiprocessing.get_context("fork")
     agents = [
-        context.Process(target=work, args=(search, f"a{k}", 4 if k < 2 else None))
+        context.Process(target=work, args=(search, f"a{k}", 1 if k < 2 else None))
         for k in range(16)
     ]
     for agent in agents:

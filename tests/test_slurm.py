@@ -2,21 +2,13 @@
 
 import json
 import random
-import shutil
-import time
 
 import pytest
-from conftest import ROOT, Cli, assert_identical, curves
+from conftest import ROOT, Cli, assert_identical
 from local_job import (
     Job,
     as_in_a_container,
-    kill_node,
-    preempt_with_short_grace,
-    reach_the_time_limit,
-    revive_node,
     sbatch,
-    unwritable,
-    without_slurm,
 )
 
 from dist_resnet.tracking import starts
@@ -24,36 +16,6 @@ from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import cluster as cluster_file, slurm
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def overrides(shapes_dir):
-    """A small network and short run in place of the recipe's."""
-    settings = {
-        "model.name": "resnet8",
-        "model.width": 3,
-        "data.dir": shapes_dir,
-        "data.dataset": "shapes",
-        "batch.per_worker": 12,
-        "batch.virtual_workers": 4,
-        "train.max_steps": 60,
-        "train.log_every": "2 steps",
-        "train.evaluate_every": "20 steps",
-        "train.checkpoint_every": "4 steps",
-        "tracking.wandb": "disabled",
-        "tracking.top_losses": 0,
-    }
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-
-
-@pytest.fixture(scope="session")
-def straight(tmp_path_factory, overrides):
-    """The same run, uninterrupted, by two workers that the local launcher starts."""
-    directory = tmp_path_factory.mktemp("straight")
-    words = [*overrides, "--run-dir", "run", "--workers-per-node", 2]
-    code, output = Cli(directory)("train", ROOT / "configs/resnet110.yaml", *words)
-    assert code == 0, output
-    return directory / "run"
 
 
 def test_it_runs_on_two_nodes_and_leaves_everything(slurm_cluster, overrides, straight, tmp_path):
@@ -88,75 +50,6 @@ def test_it_runs_on_two_nodes_and_leaves_everything(slurm_cluster, overrides, st
         "3",
     }
     assert_identical(straight, job.run_dir)
-
-
-def test_harmed_in_every_way_it_ends_bit_identical(slurm_cluster, overrides, straight, tmp_path):
-    """A time limit while Python is starting, checkpoints that cannot be written, a worker killed
-    while the controller is down, a preemption with short grace, a scancel; submitted again, and a
-    node dies, so that half of the workers train to the end. The workers know nothing of SLURM, and
-    the checkout is another one at every start but the first."""
-    cluster = slurm_cluster
-    one_per_node = ("--ntasks-per-node=1", "--gpus-per-node=1")
-    limit = ("--time=9", "--signal=USR1@100")
-    checkout = tmp_path / "checkout"
-    for folder in ("dist_resnet", "launch", "slurm", "configs"):
-        shutil.copytree(ROOT / folder, checkout / folder)
-    job = sbatch(
-        cluster,
-        tmp_path / "run",
-        overrides,
-        *one_per_node,
-        *limit,
-        checkout=checkout,
-        DIST_RESNET_WORKER_PYTHON=without_slurm(tmp_path),
-    )
-    job.until(lambda: len(job.workers()) == 2, 90)
-    (checkout / "dist_resnet/worker.py").write_text("raise RuntimeError('of another commit')")
-    (checkout / "configs/resnet110.yaml").unlink()
-    reach_the_time_limit(job)
-
-    job.wait_for_step(8)
-    assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log(), job.log()
-    with unwritable(job.run_dir / "checkpoints"):
-        job.until(lambda: "could not be written" in job.log(), 60)
-    victim = random.choice(job.workers())
-    cluster.kill_controller()
-    victim.kill()
-    wait_for_text(job.output, "SLURM does not requeue it (no answer)")
-    cluster.restart_controller()
-
-    job.wait_for_step(20)
-    assert job.field("Restarts") == "2", job.log()
-    told = job.output.read_text()
-    assert "start 2 of job" in told and "ended without a word" in told
-    preempt_with_short_grace(job)
-
-    job.wait_for_step(32)
-    assert job.field("Restarts") == "3" and job.log().count("preempted: saved at step") == 2
-    cluster.command("scancel", job.id)
-    assert job.wait_for_end() == "CANCELLED" and "terminated: saved at step" in job.log(), job.log()
-
-    again = sbatch(cluster, job.run_dir, overrides, *one_per_node)
-    again.wait_for_step(44)
-    kill_node(cluster, "n2", again)
-    try:
-        fewer = ("NumNodes=1", "NumTasks=1", "NumCPUs=8")
-        assert again.wait_for_end(300, *fewer) == "COMPLETED", again.log()
-    finally:
-        revive_node(cluster, "n2")
-    assert again.field("Restarts") == "1" and "(world size 2 before)" in again.log()
-    ends = [start["outcome"].partition(":")[0] for start in starts.read(job.run_dir)]
-    assert ends[:4] == ["preempted", "failed", "preempted", "terminated"], ends
-    assert ends[-1] == "completed" and len({s["commit"] for s in starts.read(job.run_dir)}) == 1
-    assert_identical(straight, again.run_dir)
-    assert curves(straight) == curves(again.run_dir)
-
-
-def wait_for_text(path, text, seconds=90):
-    deadline = time.monotonic() + seconds
-    while text not in path.read_text():
-        assert time.monotonic() < deadline, path.read_text()
-        time.sleep(0.2)
 
 
 def test_an_exception_is_told_with_rank_and_node_and_not_requeued(

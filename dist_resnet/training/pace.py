@@ -1,6 +1,7 @@
 """Which rank holds the others up. All wait for the slowest at the all-reduce, so that their steps
 take equally long: what is compared is what comes before it."""
 
+import statistics
 import time
 from typing import Any
 
@@ -28,13 +29,13 @@ class Pace:
         """What to say of a lap of so many seconds, of which this rank has waited some for data.
         Every rank calls: one small all-gather."""
         own = torch.tensor([waited, self._lap()], dtype=torch.float64, device=self.world.device)
-        rows = self.world.stack(own)
-        totals = rows.sum(1)
-        slowest, usual = int(totals.argmax()), totals.median().item()  # the lower, of two
-        most = totals[slowest].item()
+        rows = self.world.stack(own).tolist()
+        totals = [data + forward for data, forward in rows]
+        most, usual = max(totals), statistics.median_low(totals)
         if most < SLOW * usual or most < SHARE * seconds:
             return None
-        data = rows[slowest, 0].item() / most
+        slowest = totals.index(most)
+        data = rows[slowest][0] / most
         return (
             f"rank {slowest} is the slowest: {most / usual:.1f} times the median's time for data "
             f"and forward pass ({data:.0%} of it waiting for data); all wait for it"
