@@ -31,7 +31,7 @@ train: .venv/.ready
 	$(RUN) train configs/quickstart.yaml
 
 test: .venv/.ready
-	@.venv/bin/python -m pytest -n 6 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.ready
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'

@@ -107,7 +107,7 @@ batch: {global: 48, per_worker: null}
 optim: {lr: 0.05, momentum: 0.9}
 schedule: {reference_batch: 48, steps: 30, milestones: [20]}
 train: {log_every: 2 steps, evaluate_every: 10 steps, checkpoint_every: 4 steps, eval_batch: 50,
-        timeout_s: 60, all_reduce: flat}
+        timeout_s: 180, all_reduce: flat}
 tracking: {wandb: disabled, top_losses: 0}
 """  # 12 steps an epoch: checkpoints and evaluations fall into mid-epoch
 

@@ -24,6 +24,7 @@ def findings_of(directory: Path, size: int = 1) -> dict[str, findings.Finding]:
     return {f.name: f for f in findings.together(directory, range(size), ("versions",))}
 
 
+@pytest.mark.slow
 def test_five_faults_of_one_machine(cli, shapes_dir, tmp_path):
     """A beton with one byte changed, FFCV without a library of its own, no compiler, few open
     files, a network interface that is not there; all in one examination."""
@@ -122,6 +123,7 @@ def together(directory: str, other: str, closed_port: int | None = None) -> None
         report.check("all-reduce", "", network.all_reduce, world, Path(directory) / "link.json")
 
 
+@pytest.mark.slow
 def test_faults_between_ranks(workers, tmp_path):
     both, other = tmp_path / "both", tmp_path / "other"
     both.mkdir()

@@ -27,6 +27,7 @@ def late(run_dir: str) -> None:
                 world.barrier()
 
 
+@pytest.mark.slow
 def test_the_collective_and_who_had_not_arrived_are_named(workers, tmp_path):
     workers.call(late, str(tmp_path), size=2)
     told = hang.story(tmp_path, 3)
@@ -78,6 +79,7 @@ def test_the_slowest_rank_is_named(workers):
     assert data.startswith("rank 2 is the slowest: 3.0 times") and "100% of it waiting" in data
 
 
+@pytest.mark.slow
 def test_a_profile_is_of_so_many_steps_and_changes_nothing(workers, small_path, tmp_path):
     plain = workers.train(small_path, tmp_path / "plain", "--train.max_steps", 20)
     words = ("--train.max_steps", 20, "--train.profile", "3 steps")

@@ -223,6 +223,7 @@ def paused(directory: str, step: int) -> str:
     return worker.main(directory, StopSignal(step))
 
 
+@pytest.mark.slow
 def test_a_training_that_pauses_at_a_step_ends_as_one_straight_through(
     small_path, workers, tmp_path
 ):

@@ -72,6 +72,7 @@ def test_a_run_that_was_killed_and_resumed(server, cli, workers, small_path, tmp
     assert code == 0 and "0 records sent" in output and len(run.history) == rows
 
 
+@pytest.mark.slow
 def test_without_a_server_or_a_key_it_fails_and_says_so(cli, server, workers, small_path, tmp_path):
     workers.train(small_path, tmp_path / "runs/one", *OFFLINE, "--train.max_steps", 2)
     server.fail = True
