@@ -1,5 +1,6 @@
 """W&B can neither block nor end a training. The real wandb, without a server."""
 
+import contextlib
 import time
 
 import psutil
@@ -81,7 +82,8 @@ def test_its_helper_process_may_be_killed(tmp_path, capsys):
         for child in psutil.Process().children(recursive=True):
             if "wandb-core" in child.name():
                 child.kill()
-                child.wait(10)
+                with contextlib.suppress(psutil.Error):  # wandb may learn of its end before us
+                    child.wait(10)
 
     track(tmp_path, "offline", kill_helper, records=10)
     assert len(losses(tmp_path)) == 10 and "metrics.jsonl has everything" in capsys.readouterr().out
