@@ -1,5 +1,4 @@
-"""A sweep without a server, and the same file with one: the real wandb client and its agents, as a
-job array on a real SLURM."""
+"""A sweep without a server, and one that the server ends early."""
 
 from pathlib import Path
 
@@ -32,35 +31,25 @@ def sweep_path(config_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep_path):
-    content = yaml.safe_load(SWEEP) | {
-        "parameters": {
-            "optim.lr": {"values": [1e30, 0.05]},
-            "train.max_steps": {"value": 4},
-            "train.precision": {"value": "fp32"},
-        }
+    """And a run that is lost is trained again, alone."""
+    parameters = {
+        "optim.lr": {"values": [1e30, 0.05, 0.01]},
+        "train.max_steps": {"value": 4},
+        "train.precision": {"value": "fp32"},
     }
-    sweep_path.write_text(yaml.safe_dump(content))
-    code, output = cli(
-        "sweep",
-        "four.yaml",
-        "--workers-per-node",
-        1,
-        "--sweep-dir",
-        "some",
-        "--tracking.wandb",
-        "disabled",
-    )
-    assert (
-        code == 1
-        and "this run failed: " in output
-        and "not finite" in output
-        and "1 of 2 runs failed: some/optim.lr=1e+30" in output
-    ), output
-    assert (
-        len(list(cli.directory.glob("some/optim.lr=0.05*/summary.json")))
-        == len(list(cli.directory.glob("some/*/summary.json")))
-        == 1
-    )
+    sweep_path.write_text(yaml.safe_dump(yaml.safe_load(SWEEP) | {"parameters": parameters}))
+    command = ("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "some")
+    code, output = cli(*command)
+    assert code == 1 and "this run failed: " in output and "not finite" in output, output
+    assert "1 of 3 runs failed: some/optim.lr=1e+30" in output, output
+    assert len(list(cli.directory.glob("some/*/summary.json"))) == 2
+    assert (cli.directory / "some/compare.png").stat().st_size > 20_000
+    assert "optim.lr" in (cli.directory / "some/compare.html").read_text()
+    (lost,) = cli.directory.glob("some/optim.lr=0.01-*")
+    (lost / "summary.json").unlink()
+    code, output = cli(*command, "--count", 3)
+    assert "3 runs in some, 2 to train" in output and output.count("== some/") == 2, output
+    assert (lost / "summary.json").exists()
     code, output = cli("sweep", "four.yaml", "--agents", 2)
     assert code == 1 and "--agents is not read without --search or --wandb" in output, output
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ def build(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
     set at every step, by `set_lr`."""
     groups = parameter_groups(config, model)
     if config.name == "sgd":
-        optimizer = torch.optim.SGD(
+        optimizer = SGD(
             groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )
         # left to itself it keeps uninitialised memory where fp16's first step overflows and is
@@ -28,6 +29,17 @@ def build(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
     if config.name == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True)
     return _of_timm(config, groups, betas)
+
+
+class SGD(torch.optim.SGD):
+    """torch's, without the wrappers that keep torch.compile out of its methods: they import
+    torch._dynamo, for a second of every start, and no optimizer is compiled here."""
+
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    state_dict = unwrap(torch.optim.SGD.state_dict)
+    load_state_dict = unwrap(torch.optim.SGD.load_state_dict)
+    zero_grad = unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
 def _of_timm(

@@ -5,7 +5,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from scipy.special import betaincinv
 from torch import nn
 
 from dist_resnet.config import Data
@@ -30,6 +29,8 @@ class Mixing:
         """To be called before each step: counted from 0."""
         if self.config.mix == "none":
             return
+        from scipy.special import betaincinv  # a tenth of a second; only where it is on
+
         mixes, weight, y, x = sampling.uniform(self.seed, step, sampling.MIX, 4)
         alpha = self.config.mix_alpha
         weight = betaincinv(alpha, alpha, weight) if mixes < self.config.mix_share else 1.0
