@@ -3,9 +3,11 @@
 import pytest
 from conftest import ROOT
 
-from dist_resnet.config import config_file
+from dist_resnet.config import CifarModel, config_file
+from dist_resnet.models.step_cost import step_cost
 from dist_resnet.reports import estimate
 from dist_resnet.reports.estimate import Link, Step
+from dist_resnet.reports.roofline import Device, Roofline
 
 
 def test_the_ring():
@@ -50,6 +52,27 @@ def test_a_link_as_doctor_measures_it(tmp_path):
         Link.read(path)
 
 
+def test_what_a_step_of_resnet20_costs():
+    """Worked out by hand: multiply-adds of the convolutions of three stages and of the last layer;
+    the backward pass takes them twice more, but for the gradient of the images."""
+    first, stage1 = 3 * 16 * 9 * 32**2, 6 * 16 * 16 * 9 * 32**2
+    stage2 = 16 * 32 * 9 * 16**2 + 5 * 32 * 32 * 9 * 16**2
+    stage3 = 32 * 64 * 9 * 8**2 + 5 * 64 * 64 * 9 * 8**2
+    forward = first + stage1 + stage2 + stage3 + 64 * 10
+    cost = step_cost(CifarModel(name="resnet20"), 10, (32, 32), 8)
+    assert sum(flops for flops, _ in cost) == 8 * 2 * (3 * forward - first)
+    activation = 8 * 16 * 32**2 * 2  # bytes in bf16
+    assert (8 * 2 * stage1 // 6, 2 * activation + 2 * 16 * 16 * 9) in cost
+    assert cost[-1] == (0, 5 * 4 * 269_722)
+
+
+def test_an_operation_takes_what_is_slowest_arithmetic_memory_or_launch():
+    """A fixed operation, and one that grows with the batch: from memory's time to arithmetic's."""
+    roofline = Roofline([(0, 10), (200, 40)], [(0, 10), (400, 50)], 1, Device(100.0, 10.0), 1.5)
+    assert roofline.seconds(1) == 1.5 + 4.0
+    assert roofline.seconds(4) == 1.5 + 8.0
+
+
 def test_the_command_prints_them(cli, shapes_dir):
     code, output = cli(
         "estimate",
@@ -71,4 +94,10 @@ def test_the_command_prints_them(cli, shapes_dir):
     )
     assert code == 1 and "write BATCH:MILLISECONDS" in output
     code, output = cli("estimate", ROOT / "configs/resnet20.yaml", "--samples", 50000)
-    assert code == 1 and "nothing measured" in output
+    assert code == 1 and "where nothing was measured, --device NAME" in output
+    words = ("--device", "a100", "--samples", 50000, "--gpus-per-node", 1)
+    code, output = cli("estimate", ROOT / "configs/resnet20.yaml", *words)
+    assert code == 0 and output.count("not measured; at least, on a100") == 2, output
+    words = ("--device", "cpu", "--samples", 50000, "--gpus-per-node", 1)
+    code, output = cli("estimate", ROOT / "configs/resnet20.yaml", *words)
+    assert code == 0 and "at least, on this CPU" in output, output

@@ -16,17 +16,11 @@ from dist_resnet.acceleration import fast_paths
 from dist_resnet.config import config_file, for_device
 from dist_resnet.data import loader
 from dist_resnet.models import fused_norm, triton_add_relu
+from dist_resnet.models.step_cost import FREE
 from dist_resnet.runtime import distributed
 from dist_resnet.runtime.signals import StopSignal
 from dist_resnet.training import loop
 from dist_resnet.training.progress import Progress
-
-FREE = {  # views, and memory that is only taken
-    *("as_strided", "detach", "t", "transpose", "permute", "slice", "select", "split", "view"),
-    *("expand", "unsqueeze", "squeeze", "alias", "_unsafe_view"),
-    *("empty", "empty_like", "empty_strided", "new_empty"),
-    *("_record_function_enter_new", "_record_function_exit", "lift_fresh"),
-}
 
 
 class Launches(TorchDispatchMode):

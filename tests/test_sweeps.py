@@ -146,6 +146,16 @@ def test_mistakes_are_named(sweep_path, change, part):
         definition.load(sweep_path)
 
 
+@pytest.mark.parametrize("words", [["--train.seed", "0"], ["--train.seed=0"]])
+def test_a_key_that_varies_cannot_be_set_beside(sweep_path, monkeypatch, words):
+    monkeypatch.chdir(sweep_path.parent)
+    sweep = definition.load(sweep_path)
+    with pytest.raises(ValueError, match=r"--train.seed = .* is what the sweep varies"):
+        definition.runs(sweep, Path("s"), None, 0, words)
+    runs = definition.runs(sweep, Path("s"), None, 0, ["--train.max_steps", "7"])
+    assert len(runs) == 4 and {config.train.max_steps for _, config in runs} == {7}
+
+
 def test_bayes_needs_the_server(sweep_path):
     sweep_path.write_text(SWEEP.replace("grid", "bayes"))
     with pytest.raises(ValueError, match="add --search file, or --wandb"):

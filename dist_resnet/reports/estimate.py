@@ -1,5 +1,5 @@
-"""How long a training will take on how many workers: measured steps of one worker, and the
-alpha-beta model of a ring all-reduce.
+"""How long a training will take on how many workers: the steps of one worker, measured or from a
+data sheet, and the alpha-beta model of a ring all-reduce.
 
 Source: Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication Operations in
 MPICH", section 4.5. Nothing of the all-reduce is taken to be hidden behind the backward pass: times
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dist_resnet.config import Batch, Config, Scaling, schedule
+from dist_resnet.reports.roofline import Roofline
 
 BATCHES = [2**k for k in range(4, 13)]  # per worker, to choose the best from
 
@@ -84,7 +85,7 @@ class Step:
 
 def estimate(
     config: Config,
-    step: Step,
+    step: Step | Roofline,
     link: Link,
     gradient_bytes: float,
     samples: int,
@@ -121,7 +122,12 @@ def estimate(
 
 
 def best_batch(
-    config: Config, step: Step, link: Link, gradient_bytes: float, samples: int, workers: int
+    config: Config,
+    step: Step | Roofline,
+    link: Link,
+    gradient_bytes: float,
+    samples: int,
+    workers: int,
 ) -> dict[str, float | None] | None:
     """The estimate with the batch per worker that takes the fewest hours at the same number of
     images."""

@@ -1,5 +1,5 @@
 """`dist-resnet estimate`: what a training would take on a cluster, from steps measured on one
-worker."""
+worker, or from a data sheet."""
 
 import argparse
 import json
@@ -13,10 +13,14 @@ from dist_resnet.config import Config, config_file
 from dist_resnet.data import manifest
 from dist_resnet.reports import estimate as model
 from dist_resnet.reports.estimate import Link, Step
+from dist_resnet.reports.roofline import DEVICES, EAGER_US, GRAPHED_US, Device, Roofline
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "dist-resnet estimate CONFIG --step BATCH:MS [options] [--section.key value ...]"
+    parser.usage = (
+        "dist-resnet estimate CONFIG (--step BATCH:MS | --measured RUN_DIR | --device NAME) "
+        "[options] [--section.key value ...]"
+    )
     parser.description = (
         "Estimate step, epoch and total time for 1, 2, 4 ... workers, under both "
         "milestone policies. Two measured batches tell the fixed part of a step from the rest."
@@ -37,6 +41,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_DIR",
         help="a complete run of one worker",
     )
+    parser.add_argument(
+        "--device",
+        choices=[*DEVICES, "cpu"],
+        help="nothing measured: a bound from below, from the operations, bytes and launches of a "
+        "step in bf16 and the device's data sheet; cpu: from what this machine's reaches",
+    )
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="workers of a node (8)")
     parser.add_argument("--batch", type=int, default=128, help="per worker (128)")
@@ -52,28 +62,54 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def estimate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = config_file.load(options.config, overrides)
-    if not options.step and not options.measured:
+    if bool(options.step or options.measured) == bool(options.device):
         raise ValueError(
-            "estimate: nothing measured; give --step BATCH:MILLISECONDS or --measured RUN_DIR"
+            "estimate: give what was measured, --step BATCH:MILLISECONDS or --measured RUN_DIR, "
+            "or, where nothing was measured, --device NAME"
         )
     measured = options.link.endswith(".json")
     link = Link.read(Path(options.link)) if measured else Link.parse(options.link, options.latency)
-    step = Step.fit([*map(_parse, options.step), *map(_read, options.measured)])
     samples = options.samples or manifest.load(Path(config.data.dir)).splits["train"].samples
     most = options.nodes * options.gpus_per_node
     counts = sorted({1, *(2**k for k in range(1, 13) if 2**k < most), most})
     size = 4 * _parameters(config)
-    rows = [
-        model.estimate(config, step, link, size, samples, workers, options.batch)
-        for workers in counts
-    ]
-    best = model.best_batch(config, step, link, size, samples, most)
-    _show(
-        rows + ([best] if best else []),
-        f"{config.model.name}, {samples:,} images; the last row: the best batch per worker for "
-        f"{most} workers",
-    )
+    for how, step in _steps(options, config).items():
+        rows = [
+            model.estimate(config, step, link, size, samples, workers, options.batch)
+            for workers in counts
+        ]
+        best = model.best_batch(config, step, link, size, samples, most)
+        _show(
+            rows + ([best] if best else []),
+            f"{config.model.name}, {samples:,} images{how}; the last row: the best batch per "
+            f"worker for {most} workers",
+        )
     return 0
+
+
+def _steps(options: argparse.Namespace, config: Config) -> dict[str, Step | Roofline]:
+    """What is known of a step, by what the table's title says of it."""
+    if options.device is None:
+        return {"": Step.fit([*map(_parse, options.step), *map(_read, options.measured)])}
+    if options.device == "cpu":
+        from dist_resnet.diagnosis import cpu_speed
+
+        device = Device(*cpu_speed.measure())
+        return {": at least, on this CPU": _roofline(config, device, 0.0)}
+    device, head = DEVICES[options.device], f": not measured; at least, on {options.device}"
+    return {
+        f"{head}, step by step": _roofline(config, device, EAGER_US),
+        f"{head}, as a CUDA graph": _roofline(config, device, GRAPHED_US),
+    }
+
+
+def _roofline(config: Config, device: Device, launch_us: float) -> Roofline:
+    from dist_resnet.models.step_cost import step_cost
+
+    side = config.data.resolution or 32
+    classes = 1000 if config.model.family == "imagenet" else 10
+    one, two = (step_cost(config.model, classes, (side, side), n) for n in (64, 128))
+    return Roofline(one, two, 64, device, launch_us * 1e-6)
 
 
 def _parse(text: str) -> tuple[int, float]:

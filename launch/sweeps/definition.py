@@ -145,7 +145,14 @@ def runs(
 
 
 def configuration(sweep: Sweep, point: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """Of the run at a point. Raises ValueError where the configuration refuses it."""
+    """Of the run at a point. Raises ValueError where the configuration refuses it, and for an
+    override of a key that the sweep varies, which would make all its values the same."""
+    for word in overrides:
+        key = word.removeprefix("--").partition("=")[0]
+        spec = sweep.parameters.get(key) if word.startswith("--") else None
+        varied = spec is not None and not space.is_constant(spec)
+        remedy = "is what the sweep varies: leave it out here, or set it in the file"
+        require(not varied, word.partition("=")[0], spec, remedy)
     words = [f"--{key}={space.as_text(value)}" for key, value in point.items()]
     return config_file.load(
         sweep.config, [f"--tracking.group={sweep.name}", *sweep.fixed, *words, *overrides]
