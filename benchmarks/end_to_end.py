@@ -82,7 +82,7 @@ def plain_loop(options: argparse.Namespace, overrides: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.train.seed)
     model = models.build(config.model, len(betons.classes)).to(device)
-    optimizer = optim.build(config.optim, model)
+    optimizer = optim.build(config.optim, model, plan.whiten_bias_steps)
     loader = measure.plain_loader(options.data, plan.global_batch, workers)
     if isinstance(config.model, SpeedrunModel) and config.model.whiten:
         model.whiten(torch.cat([images for (images, _), _ in zip(loader, range(8))]).to(device))
@@ -90,7 +90,7 @@ def plain_loop(options: argparse.Namespace, overrides: list[str]) -> None:
     while step < plan.last_step:
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
-            optim.set_lr(optimizer, plan.lr_at(step))
+            optim.set_lr(optimizer, plan.lr_at(step), step)
             loss = F.cross_entropy(
                 model(images), labels, label_smoothing=config.train.label_smoothing
             )

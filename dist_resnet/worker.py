@@ -145,7 +145,7 @@ def build(
         plan=plan,
         world=world,
         model=model,
-        optimizer=optim.build(config.optim, model),
+        optimizer=optim.build(config.optim, model, plan.whiten_bias_steps),
         scaler=optim.scaler(train.precision, world.device),
         lookahead=Lookahead(network, config.optim.lookahead, plan.last_step),
         ema=Ema(network, config.optim.ema),

@@ -101,7 +101,7 @@ def test_a_gradient_of_length_five_is_clipped(precision):
         scaler = optim.scaler(precision, CPU)
         scaler.scale(model(torch.tensor([gradient])).sum()).backward()
         optim.clip(optimizer, scaler, 1.0)
-        optim.set_lr(optimizer, 1.0)
+        optim.set_lr(optimizer, 1.0, 0)
         scaler.step(optimizer)
         assert (-model.weight[0]).tolist() == pytest.approx(expected, rel=1e-4)
 
@@ -113,7 +113,7 @@ def stepped(config, lr, gradients):
     before, optimizer = model.weight.detach().clone(), optim.build(config, model)
     for gradient in gradients:
         model.weight.grad = gradient.clone()
-        optim.set_lr(optimizer, lr)
+        optim.set_lr(optimizer, lr, 0)
         optimizer.step()
     return before, model.weight.detach()
 

@@ -81,7 +81,7 @@ def test_biases_have_a_learning_rate_of_their_own(form):
     model(torch.ones(1, 2)).sum().backward()  # every gradient is 1
     for group in optimizer.param_groups:
         group["lr"] = form(group["lr"])
-    optim.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, 0.5, 0)
     optimizer.step()
     for parameter, was, expected in zip(model.parameters(), before, (0.5, 32.0)):
         assert torch.allclose(was - parameter, torch.full_like(parameter, expected))

@@ -32,7 +32,7 @@ class Plain:
         self.images, self.labels = images, labels
         network = copy.deepcopy(run.model.module)
         model = _Accumulating(network, run)
-        optimizer = optim.build(run.config.optim, model)
+        optimizer = optim.build(run.config.optim, model, run.plan.whiten_bias_steps)
         optimizer.load_state_dict(run.optimizer.state_dict())
         scaler = optim.scaler(run.config.train.precision, run.world.device)
         scaler.load_state_dict(run.scaler.state_dict())
@@ -71,7 +71,7 @@ def steps_of(run: Training, images: torch.Tensor, labels: torch.Tensor) -> list[
         for _ in range(STEPS):
             for tensor in run.sums.state():
                 tensor.zero_()
-            optim.set_lr(run.optimizer, lr)
+            optim.set_lr(run.optimizer, lr, run.progress.step)
             run.update(images, labels)
             found.append(run.sums.losses.clone())
             found.append(_flat(p.grad for p in weights if p.grad is not None))

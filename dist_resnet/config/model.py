@@ -20,12 +20,14 @@ class Model(Section):
     bn_momentum: float = setting(
         0.1, "part of a batch in BN's running statistics; short trainings want more"
     )
+    bn_eps: float = setting(1e-5, "what BN adds to a variance before it divides by its root")
     bn_scale: Literal["trained", "fixed"] = setting("trained", "BN's gamma; fixed: it stays 1")
 
     def check(self) -> None:
         form = re.fullmatch(r"resnet\d+", self.name) is not None
         self.require(form, "name", "write resnet<depth>, such as resnet110")
         self.require(0 < self.bn_momentum <= 1, "bn_momentum", "must be in (0, 1]")
+        self.require(self.bn_eps > 0, "bn_eps", "must be positive")
 
     @property
     def depth(self) -> int:
@@ -149,6 +151,11 @@ class SpeedrunModel(Model):
     whiten: bool = setting(
         False, "fix the first convolution to what whitens 2x2 patches of the training images"
     )
+    whiten_bias_epochs: float = setting(
+        0.0,
+        "train the whitening convolution's bias for so many epochs, at the weights' learning rate "
+        "and from 0, and then leave it; 0: throughout, as other biases",
+    )
     dirac: bool = setting(
         False, "start 3x3 convolutions as identities of as many channels as come in"
     )
@@ -168,6 +175,11 @@ class SpeedrunModel(Model):
             f"{groups} groups of n >= 2 convolutions, the first one and the last layer make a "
             "depth of "
             f"{groups}n+2",
+        )
+        self.require(
+            self.whiten_bias_epochs >= 0 and (self.whiten or self.whiten_bias_epochs == 0),
+            "whiten_bias_epochs",
+            "must be 0 or more, and needs --model.whiten true",
         )
 
 

@@ -67,12 +67,15 @@ class Schedule(Section):
     reference_batch: int = setting(128, "global batch at which this recipe is written")
     steps: int = setting(64000, "last step of the recipe at the reference batch")
     decay: Literal["milestones", "linear", "cosine"] = setting(
-        "milestones", "how the learning rate falls; linear and cosine end at 0"
+        "milestones", "how the learning rate falls; linear and cosine end at final_lr"
     )
     milestones: tuple[int, ...] = setting(
         (32000, 48000), "steps at which the learning rate is multiplied by gamma"
     )
     gamma: float = setting(0.1, "factor at every milestone")
+    final_lr: float = setting(
+        0.0, "learning rate at which decay linear and cosine end, at the reference batch"
+    )
     warmup: Literal["none", "constant", "linear"] = setting(
         "none",
         "constant: warmup_lr throughout (the paper's, for ResNet-110); linear: from warmup_lr up "
@@ -97,6 +100,11 @@ class Schedule(Section):
                 f"decay {self.decay} has none; set --schedule.milestones [] or --schedule.decay "
                 "milestones",
             )
+        self.require(
+            self.final_lr >= 0 and (self.decay != "milestones" or self.final_lr == 0),
+            "final_lr",
+            "must be 0 or more, and needs --schedule.decay linear or cosine",
+        )
         self.require(
             milestones == sorted(set(milestones)) and all(m > 0 for m in milestones),
             "milestones",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dist_resnet.config import Config, parse_length
+from dist_resnet.config import Config, SpeedrunModel, parse_length
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Plan:
     decay: str
     milestones: tuple[int, ...]
     gamma: float
+    final_lr: float
     warmup: str
     warmup_steps: int
     warmup_lr: float
@@ -41,6 +42,7 @@ class Plan:
     resolution: int | None = None
     min_resolution: int | None = None
     ramp: tuple[float, float] = (0.0, 1.0)
+    whiten_bias_steps: float = math.inf  # after which that bias stays as it is
 
     @property
     def parts(self) -> int:
@@ -52,7 +54,8 @@ class Plan:
             if self.warmup == "constant":
                 return self.warmup_lr
             return self.warmup_lr + (self.peak_lr - self.warmup_lr) * (step + 1) / self.warmup_steps
-        return self.peak_lr * DECAYS[self.decay].factor(self, step)
+        fall = self.peak_lr - self.final_lr
+        return self.final_lr + fall * DECAYS[self.decay].factor(self, step)
 
     def part(self, step: int) -> float:
         """How much of the way from the warmup's end to the recipe's is done, 0 to 1."""
@@ -125,8 +128,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Decay:
-    """How the learning rate falls: what the peak is multiplied by at a step, and what is
-    printed."""
+    """How the learning rate falls: how much of the way from final_lr to the peak it still has at a
+    step, and what is printed."""
 
     factor: Callable[[Plan, int], float]
     words: Callable[[Plan], str]
@@ -143,10 +146,12 @@ def _milestones_named(plan: Plan) -> str:
 
 DECAYS = {
     "milestones": Decay(_milestones_passed, _milestones_named),
-    "linear": Decay(lambda plan, step: 1 - plan.part(step), lambda plan: "linearly to 0"),
+    "linear": Decay(
+        lambda plan, step: 1 - plan.part(step), lambda plan: f"linearly to {plan.final_lr:g}"
+    ),
     "cosine": Decay(
         lambda plan, step: (1 + math.cos(math.pi * plan.part(step))) / 2,
-        lambda plan: "along a cosine to 0",
+        lambda plan: f"along a cosine to {plan.final_lr:g}",
     ),
 }
 
@@ -190,6 +195,7 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         decay=recipe.decay,
         milestones=tuple(at_this_batch(m) for m in recipe.milestones),
         gamma=recipe.gamma,
+        final_lr=recipe.final_lr * lr_factor,
         warmup=recipe.warmup,
         warmup_steps=0 if recipe.warmup == "none" else at_this_batch(warmup),
         warmup_lr=recipe.warmup_lr * lr_factor,
@@ -199,7 +205,15 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         resolution=config.data.resolution,
         min_resolution=config.data.min_resolution,
         ramp=config.data.ramp,
+        whiten_bias_steps=_whiten_bias_steps(config, steps_per_epoch),
     )
+
+
+def _whiten_bias_steps(config: Config, steps_per_epoch: int) -> float:
+    model = config.model
+    if not isinstance(model, SpeedrunModel) or model.whiten_bias_epochs == 0:
+        return math.inf
+    return round(model.whiten_bias_epochs * steps_per_epoch)
 
 
 def _workers_and_batch(config: Config, world_size: int, train_samples: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def uniform(seed: int, step: int, purpose: int, count: int) -> np.ndarray:
 def flip_key(seed: int, epoch: int, flip: str) -> tuple[int, int]:
     """(key of the flip's draw, bit to add to it) for flip 'none', 'random' or 'alternating'.
 
-    Alternating flip (Jordan 2024, airbench, section 3.3): drawn once, in epoch 0, then turned round
+    Alternating flip (Jordan 2024, airbench, section 3.6): drawn once, in epoch 0, then turned round
     every epoch."""
     return key(
         seed, 0 if flip == "alternating" else epoch, FLIP

@@ -23,6 +23,6 @@ def build(config: Model, num_classes: int) -> nn.Module:
             module.num_batches_tracked = (
                 None  # nobody reads it, and it costs a kernel launch per layer and step
             )
-            module.momentum = config.bn_momentum
+            module.momentum, module.eps = config.bn_momentum, config.bn_eps
             module.weight.requires_grad = config.bn_scale == "trained"
     return model

@@ -14,6 +14,7 @@ from torch import nn
 from dist_resnet.config import SpeedrunModel
 
 WHITENED = 24  # + and - of the 12 eigenvectors of 2x2 patches of three colours
+WHITENING_BIAS = "conv.bias"
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -51,6 +52,9 @@ class SpeedrunResNet(nn.Module):
     def __init__(self, config: SpeedrunModel, num_classes: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, WHITENED, 2)
+        if config.whiten_bias_epochs:
+            assert self.conv.bias is not None
+            nn.init.zeros_(self.conv.bias)
         channels, depth = (
             [WHITENED, *config.channels],
             (config.depth - 2) // len(config.channels) - 1,

@@ -124,7 +124,7 @@ def epoch_order(run: Training, epoch: int) -> np.ndarray:
 
 def train_step(run: Training, batch: Batch, lr: float) -> None:
     step = run.progress.step
-    optim.set_lr(run.optimizer, lr)
+    optim.set_lr(run.optimizer, lr, step)
     run.mixing.draw(step)
     run.depth.draw(step)
     run.update(*batch)

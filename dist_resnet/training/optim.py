@@ -1,5 +1,6 @@
 """Parameter groups, optimizer, gradient scaler and clipping, averages of weights."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import unwrap
@@ -9,12 +10,15 @@ import torch
 from torch import nn
 
 from dist_resnet.config import Optim
+from dist_resnet.models.speedrun import WHITENING_BIAS
 
 
-def build(config: Optim, model: nn.Module) -> torch.optim.Optimizer:
+def build(
+    config: Optim, model: nn.Module, whiten_bias_steps: float = math.inf
+) -> torch.optim.Optimizer:
     """SGD as in He et al. 2015, Adam with L2 regularisation, or one of timm's. The learning rate is
     set at every step, by `set_lr`."""
-    groups = parameter_groups(config, model)
+    groups = parameter_groups(config, model, whiten_bias_steps)
     if config.name == "sgd":
         optimizer = SGD(
             groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
@@ -66,36 +70,45 @@ def _of_timm(
     return Lamb(groups, lr=config.lr, betas=betas, max_grad_norm=None)
 
 
-def parameter_groups(config: Optim, model: nn.Module) -> list[dict]:
+def parameter_groups(
+    config: Optim, model: nn.Module, whiten_bias_steps: float = math.inf
+) -> list[dict]:
     """Weights, BN's gammas and biases (BN's among them), in as few groups as their settings allow:
     each is a launch. The last two are vectors and may go without weight decay; biases may have a
     learning rate of their own, and then keep the product of it and their weight decay (airbench
-    does so)."""
+    does so). The whitening convolution's is trained as weights are where it is for these steps
+    only (airbench); its gradient is computed after them too, so that every step is the same."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    biases = [p for name, p in trained if name.endswith("bias")]
+    biases = {name: p for name, p in trained if name.endswith("bias")}
+    brief = [name for name in biases if name.endswith(WHITENING_BIAS)]
+    whitening = [biases.pop(name) for name in brief if whiten_bias_steps < math.inf]
     gammas = [p for name, p in trained if p.ndim <= 1 and not name.endswith("bias")]
     weights = [p for _, p in trained if p.ndim > 1]
     decay = config.weight_decay if config.decay_norm_and_bias else 0.0
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameters, weight_decay, lr_factor in (
-        (weights, config.weight_decay, 1.0),
-        (gammas, decay, 1.0),
-        (biases, decay / config.bias_lr, config.bias_lr),
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+    for parameters, weight_decay, lr_factor, steps in (
+        (weights, config.weight_decay, 1.0, math.inf),
+        (gammas, decay, 1.0, math.inf),
+        (list(biases.values()), decay / config.bias_lr, config.bias_lr, math.inf),
+        (whitening, decay, 1.0, whiten_bias_steps),
     ):
         if parameters:
-            groups.setdefault((weight_decay, lr_factor), []).extend(parameters)
+            groups.setdefault((weight_decay, lr_factor, steps), []).extend(parameters)
     return [
-        {"params": parameters, "weight_decay": weight_decay, "lr_factor": lr_factor}
-        for (weight_decay, lr_factor), parameters in groups.items()
+        {"params": parameters, "weight_decay": weight_decay, "lr_factor": lr_factor, "steps": steps}
+        for (weight_decay, lr_factor, steps), parameters in groups.items()
     ]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
+    """For the update that makes step `step` into step + 1. Parameters whose steps are over have a
+    rate of 0: they stay as they are, to the bit, whatever their momentum."""
     for group in optimizer.param_groups:
+        rate = lr * group["lr_factor"] if step < group["steps"] else 0.0
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr * group["lr_factor"])  # where a CUDA graph reads it
+            group["lr"].fill_(rate)  # where a CUDA graph reads it
         else:
-            group["lr"] = lr * group["lr_factor"]
+            group["lr"] = rate
 
 
 def scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
