@@ -5,6 +5,7 @@ import time
 
 import psutil
 import pytest
+from conftest import ROOT
 
 from dist_resnet.config import Tracking
 from dist_resnet.tracking.tracker import Tracker, read_metrics
@@ -77,16 +78,28 @@ def test_online_without_a_network_goes_offline(tmp_path, capsys, monkeypatch):
     assert len(offline_runs(tmp_path)) == 1 and losses(tmp_path) == [1, 1 / 2, 1 / 3]
 
 
-def test_its_helper_process_may_be_killed(tmp_path, capsys):
-    def kill_helper():
-        for child in psutil.Process().children(recursive=True):
-            if "wandb-core" in child.name():
-                child.kill()
-                with contextlib.suppress(psutil.Error):  # wandb may learn of its end before us
-                    child.wait(10)
+def kill_helper():
+    for child in psutil.Process().children(recursive=True):
+        if "wandb-core" in child.name():
+            child.kill()
+            with contextlib.suppress(psutil.Error):  # wandb may learn of its end before us
+                child.wait(10)
 
+
+def test_its_helper_process_may_be_killed(tmp_path, capsys):
     track(tmp_path, "offline", kill_helper, records=10)
     assert len(losses(tmp_path)) == 10 and "metrics.jsonl has everything" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("last", [(), ({"test_top1": 0.5}, ROOT / "docs/quickstart.png")])
+def test_also_just_before_the_last_words(tmp_path, capsys, last):
+    """As where SLURM kills it and another worker: what is raised then must be the training's own
+    error."""
+    tracker = Tracker(tmp_path, 30, writes=True)
+    tracker.start(Tracking(wandb="offline"), {}, step=0, wandb_id="")
+    kill_helper()
+    tracker.finish(*last)
+    assert "metrics.jsonl has everything" in capsys.readouterr().out
 
 
 def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path):

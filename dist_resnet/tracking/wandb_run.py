@@ -158,7 +158,9 @@ class WandbRun:
         """The last words. top_losses: rows of a table, with uint8 (H, W, 3) under "image";
         artifact: a file to keep there. Pictures and tables that the run has are left as they
         are."""
-        had: set[str] = set(self._run.summary.keys()) if self._run else set()
+        had: set[str] = set()
+        if picture or top_losses:
+            self._guarded(lambda run: had.update(run.summary.keys()))
         if summary:
             self._guarded(lambda run: run.summary.update(summary))
         if picture and "curves" not in had:
