@@ -26,12 +26,13 @@ NET = SpeedrunModel(
 )
 TRICKS = """\
 model: {family: speedrun, name: resnet8, channels: [24, 32, 32], activation: gelu, whiten: true,
-        dirac: true, logit_scale: 0.111, bn_momentum: 0.4, bn_scale: fixed}
+        dirac: true, logit_scale: 0.111, bn_momentum: 0.4, bn_scale: fixed,
+        whiten_bias_epochs: 1.3, bn_eps: 1.0e-9}
 data: {dir: DATA, dataset: shapes, flip: alternating, pad: 2}
 batch: {global: 48, per_worker: null}
 optim: {lr: 0.1, momentum: 0.85, nesterov: true, bias_lr: 16, lookahead: 5}
-schedule: {reference_batch: 48, steps: 18, decay: linear, milestones: [], warmup: linear,
-           warmup_length: 5 steps}
+schedule: {reference_batch: 48, steps: 18, decay: linear, final_lr: 0.01, milestones: [],
+           warmup: linear, warmup_length: 5 steps}
 train: {all_reduce: flat, label_smoothing: 0.2, eval_tta: mirror, log_every: 3 steps,
         evaluate_every: 9 steps, checkpoint_every: 7 steps}
 tracking: {wandb: disabled, top_losses: 0}
@@ -85,6 +86,24 @@ def test_biases_have_a_learning_rate_of_their_own(form):
     optimizer.step()
     for parameter, was, expected in zip(model.parameters(), before, (0.5, 32.0)):
         assert torch.allclose(was - parameter, torch.full_like(parameter, expected))
+
+
+@pytest.mark.parametrize("form", [float, torch.tensor])
+def test_the_whitening_bias_stays_to_the_bit_once_its_steps_are_over(form):
+    model = nn.Sequential()
+    model.conv = nn.Conv2d(3, 2, 2)
+    optimizer = optim.build(Optim(momentum=0.9, nesterov=True, bias_lr=64), model, 2)
+    weights, biases = [], []
+    for group in optimizer.param_groups:
+        group["lr"] = form(group["lr"])
+    for step in range(4):
+        model.conv(torch.ones(1, 3, 2, 2)).sum().backward()
+        optim.set_lr(optimizer, 0.1, step)
+        optimizer.step()
+        weights.append(model.conv.weight.detach().clone())
+        biases.append(model.conv.bias.detach().clone())
+    assert not torch.equal(biases[0], biases[1]) and not torch.equal(weights[1], weights[2])
+    assert torch.equal(biases[1], biases[2]) and torch.equal(biases[1], biases[3])
 
 
 def test_lookahead_averages_every_few_steps_and_ends_on_the_average():
