@@ -12,13 +12,13 @@ cd "$(dirname "$0")/.." || exit 1
 python=${DIST_RESNET_PYTHON:-.venv/bin/python}
 failed=0
 if [ -n "${DRY_RUN:-}" ]; then
-  small=resnet8 large=resnet8 deep=resnet14 rounds=1 runs=1 few=(--steps 1) one=(--batches 4) both=(--batches 4)
+  small=resnet8 large=(resnet8) two=(resnet8) deep=() rounds=1 runs=1 few=(--steps 1 --workers 1) one=(--batches 4) both=(--batches 4)
   short=(--train.max_steps 2 --batch.global 8 --batch.per_worker null) whole=(--model.name resnet8)
-  limit=900 memory=(--batch 4) scaling=(--batch 4 --repeats 1 --workers 1)
+  limit=900 start=(--warm --residencies device) memory=(--batch 4) scaling=(--steps 1 --batch 4 --repeats 1 --workers 1)
 else
   "$python" -c 'import torch; torch.cuda.get_device_name()' || exit 1
-  small=resnet20 large=resnet110 deep=resnet1202 rounds=2 runs=5 few=() one=(--batches 128) both=(--batches 128 1024)
-  short=() whole=() memory=() scaling=()
+  small=resnet20 large=(resnet110) two=(resnet20 resnet110) deep=(resnet1202) rounds=2 runs=5 few=() one=(--batches 128)
+  both=(--batches 128 1024) short=() whole=() start=() memory=() scaling=()
 fi
 steps=(--rounds "$rounds" "${few[@]}")
 plain=(--train.cuda_graph false --train.cast each)  # what a GPU gets by default has both
@@ -38,17 +38,17 @@ record() {  # NAME ARGUMENTS
 }
 
 record speedrun repeat configs/speedrun.yaml --runs "$runs" "${short[@]}"
-table step step --models "$small" "$large" "${one[@]}" "${steps[@]}" "${plain[@]}"
-table step_graph step --models "$small" "$large" "${both[@]}" "${steps[@]}"
-table step_cast step --models "$large" "${one[@]}" "${steps[@]}" --train.cuda_graph false
+table step step --models "${two[@]}" "${one[@]}" "${steps[@]}" "${plain[@]}"
+table step_graph step --models "${two[@]}" "${both[@]}" "${steps[@]}"
+table step_cast step --models "${large[@]}" "${one[@]}" "${steps[@]}" --train.cuda_graph false
 table step_compiled step --models "$small" "${one[@]}" "${steps[@]}" --train.compile default --train.cuda_graph false
 recipe=(--workers-per-node 1 --batch.per_worker 1024 --scaling.milestones samples --schedule.warmup linear --schedule.warmup_length "5 epochs"
         --train.evaluate_every "20 epochs" --train.checkpoint_every "80 epochs" --tracking.wandb disabled)
 record resnet20 train configs/resnet20.yaml "${recipe[@]}" "${short[@]}" "${whole[@]}"
 record resnet110 train configs/resnet110.yaml "${recipe[@]}" "${short[@]}" "${whole[@]}"
 table loader loader --rounds "$rounds"
-table start start --rounds 1
-table memory memory --models "$large" "$deep" --rounds 1 "${memory[@]}"
-table scaling scaling --rounds 1 "${few[@]}" "${scaling[@]}"
+table start start --rounds 1 "${start[@]}"
+table memory memory --models "${large[@]}" "${deep[@]}" --rounds 1 "${memory[@]}"
+table scaling scaling --rounds 1 "${scaling[@]}"
 "$python" -m benchmarks.report "$out" || failed=1
 exit $failed

@@ -53,14 +53,18 @@ def start(options, residency: str, *, cold: bool) -> float:
 
 
 def main() -> None:
-    options = measure.arguments(__doc__, rounds=3).parse_args()
+    parser = measure.arguments(__doc__, rounds=3)
+    parser.add_argument("--warm", action="store_true", help="leave numba's cached code alone")
+    kinds = ["device", "stream"]
+    parser.add_argument("--residencies", nargs="+", choices=kinds, default=kinds)
+    options = parser.parse_args()
     found = measure.interleaved(
         {
             f"{residency}, {'cold' if cold else 'warm'}": lambda r=residency, c=cold: start(
                 options, r, cold=c
             )
-            for residency in ("device", "stream")
-            for cold in (True, False)
+            for residency in options.residencies
+            for cold in ((False,) if options.warm else (True, False))
         },
         options.rounds,
     )

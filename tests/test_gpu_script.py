@@ -12,7 +12,6 @@ from conftest import ROOT
 from dist_resnet.prepare import betons, shapes
 
 
-@pytest.mark.skipif("TEST_GPU_SCRIPT" not in os.environ, reason="minutes; TEST_GPU_SCRIPT=1")
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_benchmarks_for_a_gpu_run_to_their_end_without_one(tmp_path):
