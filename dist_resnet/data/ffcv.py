@@ -24,10 +24,7 @@ with mock.patch("numba.typed.Dict", dict):
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import (
         IMAGE_MODES,
-        CenterCropRGBImageDecoder,
-        ResizedCropRGBImageDecoder,
         SimpleRGBImageDecoder,
-        encode_jpeg,
         resizer,
     )
     from ffcv.libffcv import imdecode, resize_crop
@@ -69,7 +66,6 @@ ffcv.writer.shared_memory = SimpleNamespace(SharedMemory=_PrivateMemory)
 __all__ = [
     "IMAGE_MODES",
     "AllocationQuery",
-    "CenterCropRGBImageDecoder",
     "Compiler",
     "DatasetWriter",
     "EpochIterator",
@@ -80,7 +76,6 @@ __all__ = [
     "Operation",
     "RGBImageField",
     "Reader",
-    "ResizedCropRGBImageDecoder",
     "SimpleRGBImageDecoder",
     "Squeeze",
     "State",
@@ -88,7 +83,6 @@ __all__ = [
     "ToTensor",
     "ToTorchImage",
     "cast_int_to_byte_ptr",
-    "encode_jpeg",
     "handle_sample",
     "imdecode",
     "resize_crop",

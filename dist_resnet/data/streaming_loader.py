@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dist_resnet.data.augment import AS_IS, CropFlip, PassthroughDecoder, ReadCropFlip
-from dist_resnet.data.decoders import RandomResizedCrop, center_crop
+from dist_resnet.data.decoders import CenterCrop, RandomResizedCrop
 from dist_resnet.data.ffcv import (
     IMAGE_MODES,
     EpochIterator,
@@ -48,7 +48,7 @@ class Resize:
         return (
             RandomResizedCrop(self.seed, self.size(0), self.area)
             if self.area
-            else center_crop(self.size(0), self.share)
+            else CenterCrop(self.size(0), self.share)
         )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dist_resnet.data.ffcv import IMAGE_MODES, encode_jpeg, resizer
+from dist_resnet.data import jpeg
+from dist_resnet.data.ffcv import IMAGE_MODES, resizer
 
 CHUNK = 512  # samples
 
@@ -135,7 +136,7 @@ def _encode(samples: Samples, i: int, how: Encoding) -> tuple[Encoded, np.ndarra
         [np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(3)]
     )
     content = (
-        encode_jpeg(image, how.jpeg_quality) if how.mode == "jpg" else np.ascontiguousarray(image)
+        jpeg.encode(image, how.jpeg_quality) if how.mode == "jpg" else np.ascontiguousarray(image)
     )
     return Encoded(
         int(samples.labels[i]), image.shape[0], image.shape[1], content.reshape(-1)
