@@ -37,21 +37,17 @@ def images_per_core_second(loader: StreamingLoader) -> float:
     return len(order) / (time.process_time() - began)
 
 
-def pictures(data: Path, count: int) -> list[np.ndarray]:
-    """CIFAR's, enlarged to uint8 (375, 500, 3)."""
-    rng = np.random.default_rng(0)
-    found = []
-    for small in read_raw(data / "train.beton")[0][:count].numpy():
-        large = Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC)
-        noise = rng.normal(0, NOISE, (375, 500, 3))
-        found.append(np.clip(np.asarray(large) + noise, 0, 255).astype(np.uint8))
-    return found
-
-
 def jpegs(data: Path, out: Path) -> float:
     """Write a beton of JPEGs; returns their mean size in KB."""
-    images = pictures(data, JPEGS)
-    samples = Samples(np.zeros(JPEGS, np.int64), images.__getitem__)
+    small = read_raw(data / "train.beton")[0].numpy()
+    rng = np.random.default_rng(0)
+
+    def read(i: int) -> np.ndarray:
+        picture = Image.fromarray(small[i]).resize((500, 375), Image.Resampling.BICUBIC)
+        noise = rng.normal(0, NOISE, (375, 500, 3))
+        return np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
+
+    samples = Samples(np.zeros(JPEGS, np.int64), read)
     few = samples.subset(np.arange(8))
     betons.prepare(Dataset("jpegs", ["one"], samples, few, "", Encoding("jpg")), out, 0, 0)
     return (out / "train.beton").stat().st_size / JPEGS / 1000

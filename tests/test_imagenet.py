@@ -1,5 +1,6 @@
 """The path to ImageNet: a tree of JPEGs of odd sizes, prepared and trained on by two workers."""
 
+import io
 import json
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from dist_resnet import worker
-from dist_resnet.data import manifest, sampling
-from dist_resnet.data.decoders import crop_box
+from dist_resnet.data import jpeg, manifest, sampling
+from dist_resnet.data.decoders import crop_box, shrink
+from dist_resnet.data.ffcv import imdecode, resize_crop
 from dist_resnet.data.streaming_loader import Resize, StreamingLoader
 from dist_resnet.prepare import betons, sources
 from dist_resnet.prepare.encoding import Encoding
@@ -129,6 +131,68 @@ def test_crop_boxes_are_distributed_as_torchvisions():
         10,
         13,
     )  # nothing fits: the largest central box
+
+
+def smooth(rng, height, width):
+    """A picture with something at every scale."""
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    picture = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    return np.clip(picture + rng.normal(0, 20, picture.shape), 0, 255).astype(np.uint8)
+
+
+def decoded(content, height, width):
+    pixels = np.empty((height, width, 3), np.uint8)
+    assert imdecode(content, pixels, height, width, height, width) == 0
+    return pixels
+
+
+def test_a_crops_own_jpeg_decodes_to_the_pixels_of_the_whole():
+    rng, cut = np.random.default_rng(0), 0
+    for i in range(60):
+        height, width = rng.integers(1, 200, 2)
+        image = smooth(rng, height, width)
+        if i % 5 == 0:
+            image[:] = image.mean(2, keepdims=True)  # a grey picture as RGB
+        content = jpeg.encode(image, int(rng.integers(50, 96)))
+        whole = decoded(content, height, width)
+        for _ in range(20):
+            h, w = rng.integers(1, height + 1), rng.integers(1, width + 1)
+            top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+            part, y, x, rows, columns = jpeg.cut(content, height, width, top, left, h, w)
+            found = decoded(part, rows, columns)[top - y : top - y + h, left - x : left - x + w]
+            assert np.array_equal(found, whole[top : top + h, left : left + w])
+            assert rows <= h + 48 and columns <= w + 48
+            cut += len(part) < len(content)
+    assert cut > 600
+
+
+def test_jpegs_that_cannot_be_cut_are_left_whole():
+    image = smooth(np.random.default_rng(0), 100, 150)
+    marked = jpeg.encode(image, 90)
+    kinds = [marked[:-2], marked[: len(marked) // 2], marked[:40]]  # not whole
+    for options in ({}, {"restart_marker_rows": 1}, {"progressive": True}):
+        for picture in (Image.fromarray(image), Image.fromarray(image).convert("L")):
+            file = io.BytesIO()
+            picture.save(file, "JPEG", **options)
+            kinds.append(np.frombuffer(file.getvalue(), np.uint8))
+    for content in kinds:
+        part, *place = jpeg.cut(content, 100, 150, 70, 120, 30, 30)
+        assert part is content or np.array_equal(part, content)
+        assert place == [0, 0, 100, 150]
+    assert len(jpeg.cut(marked, 100, 150, 70, 120, 30, 30)[0]) < len(marked) / 2
+
+
+def test_shrinking_is_opencvs():
+    rng = np.random.default_rng(0)
+    image = smooth(rng, 375, 500)
+    for _ in range(200):
+        size = rng.integers(1, 225, 2)
+        h, w = rng.integers(size[0], 376), rng.integers(size[1], 501)
+        top, left = rng.integers(0, 376 - h), rng.integers(0, 501 - w)
+        ours, opencvs = np.empty((2, *size, 3), np.uint8)
+        shrink(image, top, left, h, w, ours)
+        resize_crop(image, top, top + h, left, left + w, opencvs)
+        assert np.abs(ours.astype(int) - opencvs).max() <= 1
 
 
 def test_quasi_random_order_reads_page_after_page():

@@ -131,7 +131,7 @@ def test_per_class_accuracy_of_known_answers():
 
 
 def test_images_are_cut_out_and_resized_as_in_an_evaluation(trained, tmp_path):
-    """Bit for bit what FFCV makes of a beton's; images of the network's own size stay as they
+    """Bit for bit what the loader makes of a beton's; images of the network's own size stay as they
     are."""
     rng, paths = np.random.default_rng(0), []
     for split in ("train", "test"):

@@ -65,45 +65,48 @@ def crop_box(height, width, draw, smallest, largest):
 @numba.njit(nogil=True, cache=True)
 def _overlaps(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     """Shrinking `size` pixels to `out`: which one each new pixel begins in, uint64 (out,), and the
-    shares of that one and of those that follow, float32 (out, most)."""
+    shares of that one and of those that follow, in 16384ths, int32 (out, most)."""
     scale = size / out
     first = np.empty(out, np.uint64)
-    shares = np.zeros((out, int(math.ceil(scale)) + 1), np.float32)
+    shares = np.zeros((out, int(math.ceil(scale)) + 1), np.int32)
     for x in range(out):
         begin, end = x * scale, min((x + 1) * scale, size)
         pixel = int(begin + 1e-6)  # rounding must not add a pixel of which it is next to nothing
         first[x] = pixel
-        for k in range(shares.shape[1]):
-            common = min(end, pixel + k + 1) - max(begin, pixel + k)
-            if common > 1e-3:
-                shares[x, k] = common / scale
+        before = 0
+        for k in range(shares.shape[1]):  # rounded so that they add up
+            covered = max(0.0, min(end, pixel + k + 1) - begin)
+            upto = int(round(16384 * covered / (end - begin)))
+            shares[x, k], before = upto - before, upto
     return first, shares
 
 
 @numba.njit(nogil=True, cache=True)
 def shrink(image, top, left, h, w, out):
     """The crop of an image, uint8 (H, W, 3), shrunk to out, uint8 (h' <= h, w' <= w, 3): every new
-    pixel is the mean of the area that it covers, as OpenCV's INTER_AREA has it, in a third of the
-    time."""
+    pixel is the mean of the area that it covers, as OpenCV's INTER_AREA has it, in two fifths of its
+    time. In whole numbers: floats come out otherwise where the compiler takes another order."""
     length, columns = 3 * w, out.shape[1]
     lines, target = image.reshape(len(image), -1), out.reshape(len(out), -1)
     first_row, row_shares = _overlaps(h, len(out))
     first, shares = _overlaps(w, columns)
     shares, most = shares.reshape(-1), np.uint64(shares.shape[1])
-    row = np.zeros(length + 3 * most, np.float32)  # shares of 0 may lie beyond the crop
-    result = np.empty(3 * columns, np.float32)
+    row = np.zeros(length + 3 * most, np.int32)  # shares of 0 may lie beyond the crop
+    result = np.empty(3 * columns, np.int32)
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
     for y in range(len(out)):
-        row[:length] = 0
+        row[:length] = 32  # half of what is cut off below
         for k in range(row_shares.shape[1]):
             share = row_shares[y, k]
             if share > 0:
                 line = lines[top + first_row[y] + k, 3 * left : 3 * left + length]
                 for i in range(length):
-                    row[i] += share * np.float32(line[i])
+                    row[i] += share * np.int32(line[i])
+        for i in range(length):
+            row[i] >>= 6  # to 16 bits
         at = np.uint64(0)
         for x in range(np.uint64(columns)):
-            i, red, green, blue = three * first[x], np.float32(0), np.float32(0), np.float32(0)
+            i, red, green, blue = three * first[x], np.int32(0), np.int32(0), np.int32(0)
             for _ in range(most):
                 share = shares[at]
                 red += share * row[i]
@@ -113,7 +116,7 @@ def shrink(image, top, left, h, w, out):
             j = three * x
             result[j], result[j + one], result[j + two] = red, green, blue
         for i in range(len(result)):
-            target[y, i] = np.uint8(np.int32(result[i] + np.float32(0.5)))
+            target[y, i] = np.uint8((result[i] + (1 << 21)) >> 22)
 
 
 class ResizedCrop(SimpleRGBImageDecoder):

@@ -1,8 +1,8 @@
-"""JPEGs of which a crop can be decoded alone: a restart marker after every MCU (the block of 16x16
-pixels, where colour has half the resolution) makes MCUs independent of each other, so that those
-of a rectangle are a JPEG again, once its header says how large it is. ITU-T T.81, B.2 and F.1.2.3.
+"""JPEGs of which a crop can be decoded alone: a restart marker after every MCU (16 x 16 pixels,
+where colour has half the resolution) makes MCUs independent of each other, so that those of a
+rectangle are a JPEG again, once its header says how large it is. ITU-T T.81, B.2 and F.1.2.3.
 
-The markers cost under 3 % of the file, and any decoder reads it."""
+The markers cost 3 % of a file of 90 KB, and any decoder reads it."""
 
 import io
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dist_resnet.data.decoders import shrink
 from dist_resnet.data.ffcv import resize_crop
 from dist_resnet.weights.card import Card
 
@@ -13,7 +14,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 def prepare(image: Path | str | Image.Image, card: Card) -> np.ndarray:
     """uint8 (3, H, W) of the card's size: the largest central piece of that shape, shrunk to
-    card.share, then resized by FFCV's own function, as evaluations do. An image of that size is
+    card.share, then resized by the functions of an evaluation's decoder. An image of that size is
     taken as it is where card.share is 1.
 
     Raises ValueError for a file that is no image."""
@@ -25,6 +26,8 @@ def prepare(image: Path | str | Image.Image, card: Card) -> np.ndarray:
     result = np.empty((height, width, 3), np.uint8)
     if (h, w) == (height, width):
         result[:] = pixels[top : top + h, left : left + w]
+    elif h >= height and w >= width:
+        shrink(pixels, top, left, h, w, result)
     else:
         resize_crop(pixels, top, top + h, left, left + w, result)
     return np.ascontiguousarray(result.transpose(2, 0, 1))
