@@ -174,7 +174,7 @@ def test_jpegs_that_cannot_be_cut_are_left_whole():
         for picture in (Image.fromarray(image), Image.fromarray(image).convert("L")):
             file = io.BytesIO()
             picture.save(file, "JPEG", **options)
-            kinds.append(np.frombuffer(file.getvalue(), np.uint8))
+            kinds.append(np.frombuffer(file.getbuffer(), np.uint8))
     for content in kinds:
         part, *place = jpeg.cut(content, 100, 150, 70, 120, 30, 30)
         assert part is content or np.array_equal(part, content)

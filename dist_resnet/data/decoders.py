@@ -84,8 +84,8 @@ def _overlaps(size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
 @numba.njit(nogil=True, cache=True)
 def shrink(image, top, left, h, w, out):
     """The crop of an image, uint8 (H, W, 3), shrunk to out, uint8 (h' <= h, w' <= w, 3): every new
-    pixel is the mean of the area that it covers, as OpenCV's INTER_AREA has it, in two fifths of its
-    time. In whole numbers: floats come out otherwise where the compiler takes another order."""
+    pixel is the mean of the area that it covers, as OpenCV's INTER_AREA has it, in two fifths
+    of its time. In whole numbers: sums of floats depend on the order that a compiler takes."""
     length, columns = 3 * w, out.shape[1]
     lines, target = image.reshape(len(image), -1), out.reshape(len(out), -1)
     first_row, row_shares = _overlaps(h, len(out))

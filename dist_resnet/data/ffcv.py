@@ -5,14 +5,18 @@
 it is left alone.
 - Its writer keeps the metadata in shared memory, for processes that we do not use: private memory
 leaves nothing behind.
+- Its readers set a flag on numba's own type of byte arrays, for the whole process: code that numba
+has on disk is then not found, or sought for ever. A type of theirs serves.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
 import mmap
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numba
+import numpy as np
 import torch
 
 numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
@@ -31,6 +35,7 @@ with mock.patch("numba.typed.Dict", dict):
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.memory_managers import os_cache
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.operation import Operation
@@ -48,6 +53,22 @@ def _set_num_threads(n: int) -> None:
 
 
 Compiler.set_num_threads = _set_num_threads
+
+
+_MAPPED = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+_STATE = numba.types.Tuple([_MAPPED, numba.uint64[::1], numba.uint64[::1]])
+
+
+def _compile_reader(self: os_cache.OSCacheManager) -> Any:
+    def read(address, state):
+        size = state[2][np.searchsorted(state[1], address)]
+        return state[0][address : address + size]
+
+    return Compiler.compile(read, _MAPPED(numba.uint64, _STATE))
+
+
+os_cache.OSCacheManager.state_type = property(lambda self: _STATE)
+os_cache.OSCacheManager.compile_reader = _compile_reader
 
 
 class _PrivateMemory(mmap.mmap):
