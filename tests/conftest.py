@@ -128,6 +128,7 @@ def small_path(config_path) -> Path:
 
 LONGEST = (
     "test_slurm_harms",
+    "test_gpu_script",
     "test_search",
     "test_training",
     "test_slurm",
