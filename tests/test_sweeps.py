@@ -31,7 +31,7 @@ def sweep_path(config_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep_path):
-    """And a run that is lost is trained again, alone."""
+    """And the same command trains what failed and what was lost, and no more."""
     parameters = {
         "optim.lr": {"values": [1e30, 0.05, 0.01]},
         "train.max_steps": {"value": 4},

@@ -1,5 +1,6 @@
 """How long a step takes at least on a device that nobody has measured: every operation at the speed
-of its arithmetic or of its memory, whichever is slower, and never shorter than a launch.
+of its arithmetic or of its memory, whichever is slower, and never shorter than a launch. What a
+launch takes is assumed; the rest is a bound that no step beats.
 
 Source: Williams, Waterman and Patterson 2009, "Roofline: An Insightful Visual Performance Model for
 Multicore Architectures". No torch."""
@@ -7,6 +8,7 @@ Multicore Architectures". No torch."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# assumed, not measured: hosts differ
 EAGER_US = 10.0  # the host's time for one operation: PyTorch's dispatch and autograd, and a launch
 GRAPHED_US = 2.0  # from one kernel of a CUDA graph to the next
 

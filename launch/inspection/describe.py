@@ -52,7 +52,12 @@ def describe(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if value is not None and value < 1:
             raise ValueError(f"{flag} {value}: must be at least 1")
     config = config_file.load(options.config, overrides) if options.config else Config()
-    classes, size = _inputs(options, config)
+    classes, size = inputs(
+        config,
+        classes=options.classes,
+        side=options.size,
+        betons_too=options.config is not None,
+    )
     if options.paper:
         rows, title = _paper(config.model, classes, size), "the 6n+2 networks"
     else:
@@ -77,14 +82,17 @@ def _check_figure(options: argparse.Namespace) -> None:
         raise ValueError("--figure is of one network: leave out --paper")
 
 
-def _inputs(options: argparse.Namespace, config: Config) -> tuple[int, tuple[int, int]]:
-    """Number of classes, and height and width, as far as they are known."""
+def inputs(
+    config: Config, *, classes: int | None = None, side: int | None = None, betons_too: bool = True
+) -> tuple[int, tuple[int, int]]:
+    """Number of classes, and height and width: those given, or as far as the configuration and its
+    betons tell."""
     data, betons = config.data, None
-    if options.config and (Path(data.dir) / manifest.FILE).exists():
+    if betons_too and (Path(data.dir) / manifest.FILE).exists():
         betons = manifest.load(Path(data.dir), data.dataset)
     usual = 1000 if config.model.family == "imagenet" else 10
-    classes = options.classes or (len(betons.classes) if betons else usual)
-    side = options.size or data.eval_resolution or data.resolution
+    classes = classes or (len(betons.classes) if betons else usual)
+    side = side or data.eval_resolution or data.resolution
     if side is None and betons and betons.shape:
         return classes, (betons.shape[0], betons.shape[1])
     return classes, (side or 32, side or 32)

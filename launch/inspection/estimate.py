@@ -14,6 +14,7 @@ from dist_resnet.data import manifest
 from dist_resnet.reports import estimate as model
 from dist_resnet.reports.estimate import Link, Step
 from dist_resnet.reports.roofline import DEVICES, EAGER_US, GRAPHED_US, Device, Roofline
+from launch.inspection.describe import inputs
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -98,17 +99,20 @@ def _steps(options: argparse.Namespace, config: Config) -> dict[str, Step | Roof
         return {": at least, on this CPU": _roofline(config, device, 0.0)}
     device, head = DEVICES[options.device], f": not measured; at least, on {options.device}"
     return {
-        f"{head}, step by step": _roofline(config, device, EAGER_US),
-        f"{head}, as a CUDA graph": _roofline(config, device, GRAPHED_US),
+        f"{head}, step by step, if a launch takes {EAGER_US:g} us": _roofline(
+            config, device, EAGER_US
+        ),
+        f"{head}, as a CUDA graph, if one takes {GRAPHED_US:g} us": _roofline(
+            config, device, GRAPHED_US
+        ),
     }
 
 
 def _roofline(config: Config, device: Device, launch_us: float) -> Roofline:
     from dist_resnet.models.step_cost import step_cost
 
-    side = config.data.resolution or 32
-    classes = 1000 if config.model.family == "imagenet" else 10
-    one, two = (step_cost(config.model, classes, (side, side), n) for n in (64, 128))
+    classes, size = inputs(config, side=config.data.resolution)
+    one, two = (step_cost(config.model, classes, size, n) for n in (64, 128))
     return Roofline(one, two, 64, device, launch_us * 1e-6)
 
 
