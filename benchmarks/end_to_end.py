@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torchvision import transforms
 
-from benchmarks import measure
+from benchmarks import measure, plain
 from dist_resnet import models
 from dist_resnet.config import SpeedrunModel, config_file, schedule
 from dist_resnet.data import manifest
@@ -50,7 +50,7 @@ def ours(options: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
     }
 
 
-def plain(options: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
+def theirs(options: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = _seconds(
             [
@@ -83,7 +83,7 @@ def plain_loop(options: argparse.Namespace, overrides: list[str]) -> None:
     torch.manual_seed(config.train.seed)
     model = models.build(config.model, len(betons.classes)).to(device)
     optimizer = optim.build(config.optim, model, plan.whiten_bias_steps)
-    loader = measure.plain_loader(options.data, plan.global_batch, workers)
+    loader = plain.loader(options.data, plan.global_batch, workers)
     if isinstance(config.model, SpeedrunModel) and config.model.whiten:
         model.whiten(torch.cat([images for (images, _), _ in zip(loader, range(8))]).to(device))
     began, step, total = time.perf_counter(), 0, 0.0
@@ -106,7 +106,7 @@ def plain_loop(options: argparse.Namespace, overrides: list[str]) -> None:
         [transforms.ToTensor(), transforms.Normalize(betons.mean, betons.std)]
     )
     test = torch.utils.data.DataLoader(
-        measure.Images(options.data, betons, config.data.evaluate_on, usual),
+        plain.Images(options.data, betons, config.data.evaluate_on, usual),
         config.train.eval_batch,
         num_workers=workers,
     )
@@ -129,7 +129,7 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     if options.plain:
         return plain_loop(options, overrides)
-    contenders = {"ours": ours, "the plain loop": plain}
+    contenders = {"ours": ours, "the plain loop": theirs}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name, train in contenders.items():

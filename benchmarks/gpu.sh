@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmarks that concern a GPU, speedruns, and records of ResNet-20 and 110, on a machine with one, without a network. Planned for ten minutes on one H200; not run on one yet.
+# The benchmarks that concern a GPU, speedruns, and records of ResNet-20 and 110, on a machine with one, without a network. Planned for a quarter of an hour on one H200; not run on one yet.
 #   benchmarks/gpu.sh DATA OUT
 # DATA: betons of CIFAR-10 with all 50,000 training images (dist-resnet prepare cifar10 --val 0). OUT: takes tables, JSON and runs.
 # Python is $DIST_RESNET_PYTHON, or that of .venv. DRY_RUN=1: every command for a few steps of small networks, also without a GPU.
@@ -21,12 +21,11 @@ else
   both=(--batches 128 1024) short=() whole=() start=() memory=() scaling=()
 fi
 steps=(--rounds "$rounds" "${few[@]}")
-plain=(--train.cuda_graph false --train.cast each)  # what a GPU gets by default has both
 
 table() {  # NAME MODULE ARGUMENTS
   local name=$1 module=$2; shift 2
   echo "== $name: python -m benchmarks.$module $*"
-  timeout -k 10 "${limit:-150}" "$python" -m "benchmarks.$module" --data "$data" --json "$out/$name.json" "$@" > "$out/$name.txt" 2>&1 || failed=1
+  timeout -k 10 "${limit:-400}" "$python" -m "benchmarks.$module" --data "$data" --json "$out/$name.json" "$@" > "$out/$name.txt" 2>&1 || failed=1
   tail -n 20 "$out/$name.txt"
 }
 
@@ -38,10 +37,8 @@ record() {  # NAME ARGUMENTS
 }
 
 record speedrun repeat configs/speedrun.yaml --runs "$runs" "${short[@]}"
-table step step --models "${two[@]}" "${one[@]}" "${steps[@]}" "${plain[@]}"
-table step_graph step --models "${two[@]}" "${both[@]}" "${steps[@]}"
-table step_cast step --models "${large[@]}" "${one[@]}" "${steps[@]}" --train.cuda_graph false
-table step_compiled step --models "$small" "${one[@]}" "${steps[@]}" --train.compile default --train.cuda_graph false
+table step step --models "${two[@]}" "${both[@]}" "${steps[@]}" --ways default "no graph" "no graph, cast each"
+table step_compiled step --models "$small" "${one[@]}" "${steps[@]}" --ways compiled
 recipe=(--workers-per-node 1 --batch.per_worker 1024 --scaling.milestones samples --schedule.warmup linear --schedule.warmup_length "5 epochs"
         --train.evaluate_every "20 epochs" --train.checkpoint_every "80 epochs" --tracking.wandb disabled)
 record resnet20 train configs/resnet20.yaml "${recipe[@]}" "${short[@]}" "${whole[@]}"

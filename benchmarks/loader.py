@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import measure
+from benchmarks import measure, plain
 from dist_resnet.data import manifest, sampling
 from dist_resnet.data.resident_loader import ResidentLoader
 from dist_resnet.data.sampling import Augment
@@ -37,13 +37,13 @@ def ours(kind: type, data: Path, threads: int, normalise: Normalise | None) -> C
 
 def theirs(data: Path, workers: int, batches: int = 20) -> Callable[[], float]:
     """images/s of some batches of a running epoch: a whole one takes long."""
-    loader = measure.plain_loader(data, BATCH, workers)
-    state = {"iterator": iter(loader)}
+    batches = plain.loader(data, BATCH, workers)
+    state = {"iterator": iter(batches)}
 
     def following() -> int:
         batch = next(state["iterator"], None)
         if batch is None:
-            state["iterator"] = iter(loader)
+            state["iterator"] = iter(batches)
             batch = next(state["iterator"])
         return len(batch[1])
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -19,16 +20,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import CIFAR10
 
 from dist_resnet import worker
-from dist_resnet.acceleration import fast_paths
+from dist_resnet.acceleration import cuda_graph, fast_paths
 from dist_resnet.config import config_file
 from dist_resnet.data import manifest
-from dist_resnet.data.manifest import Manifest
-from dist_resnet.data.resident_loader import read_raw
 from dist_resnet.runtime import distributed
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import StopSignal
@@ -69,12 +65,12 @@ def interleaved(contenders: dict[str, Callable[[], float]], rounds: int) -> dict
 
 
 @contextmanager
-def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Iterator[Callable]:
-    """What make(*arguments) returns, called in a process of its own: our allocator, threads and
-    settings are not the contender's."""
+def elsewhere(module: str, name: str, *arguments: Any) -> Iterator[Callable[[], float]]:
+    """What module.name(*arguments) returns, called in a process of its own: our allocator, threads
+    and settings are not the contender's."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, make, arguments))
+    process = context.Process(target=_serve, args=(theirs, module, name, arguments))
     process.start()
     theirs.close()  # so that its death is the pipe's end
 
@@ -89,8 +85,8 @@ def elsewhere(make: Callable[..., Callable[[], float]], *arguments: Any) -> Iter
         process.join()
 
 
-def _serve(pipe: Connection, make: Callable[..., Callable[[], float]], arguments: Any) -> None:
-    some = make(*arguments)
+def _serve(pipe: Connection, module: str, name: str, arguments: Any) -> None:
+    some = getattr(importlib.import_module(module), name)(*arguments)
     with contextlib.suppress(EOFError):
         while pipe.recv():
             pipe.send(some())
@@ -188,7 +184,11 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
         tempfile.TemporaryDirectory() as folder,
         distributed.connect(config.train.device, config.train.timeout_s) as world,
     ):
-        yield build(config, Path(folder), world)
+        run = build(config, Path(folder), world)
+        try:
+            yield run
+        finally:
+            cuda_graph.release(run)
 
 
 def build(config: Any, run_dir: Path, world: World) -> Training:
@@ -199,33 +199,3 @@ def build(config: Any, run_dir: Path, world: World) -> Training:
     run.tracker.writes = False
     fast_paths.engage(run)
     return run
-
-
-def plain_loader(data: Path, batch: int, workers: int) -> DataLoader:
-    """torchvision's CIFAR10 and DataLoader with the usual transforms, over the same images."""
-    betons = manifest.load(data)
-    usual = transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(betons.mean, betons.std),
-        ]
-    )
-    return DataLoader(
-        Images(data, betons, "train", usual),
-        batch,
-        shuffle=True,
-        num_workers=workers,
-        drop_last=True,
-        persistent_workers=True,
-    )
-
-
-class Images(CIFAR10):
-    """CIFAR10 over the pixels of a beton: everything but its download."""
-
-    def __init__(self, data: Path, betons: Manifest, split: str, transform: Callable) -> None:
-        images, labels = read_raw(data / betons.splits[split].file)
-        self.data, self.targets = images.numpy(), labels.tolist()
-        self.transform, self.target_transform = transform, None

@@ -1,10 +1,11 @@
 """Images per second of whole training steps, ours beside the loop that people copy: python -m
 benchmarks.step [--section.key value ...]
 
-The plain loop: fp32, NCHW, eager, torchvision's CIFAR10 and DataLoader, `.item()` every step. Bare:
-our network, precision and layout on one batch that is there already, with nothing else: what our
-loop adds to that is its overhead."""
+The plain loop: benchmarks/plain.py. Bare: our network, precision and layout on one batch that is
+there already, with nothing else: what our loop adds to that is its overhead."""
 
+import argparse
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -14,10 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import measure
-from dist_resnet import models
-from dist_resnet.config import CifarModel
 from dist_resnet.training import loop
 from dist_resnet.training.loop import Training
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "no graph": ("--train.cuda_graph", "false"),
+    "no graph, cast each": ("--train.cuda_graph", "false", "--train.cast", "each"),
+    "compiled": ("--train.cuda_graph", "false", "--train.compile", "default"),
+}
 
 
 def ours(run: Training, steps: int) -> Callable[[], float]:
@@ -61,35 +67,23 @@ def contenders(steps: int, run: Training) -> dict[str, Callable[[], float]]:
     return {"ours": ours(run, steps), "bare": bare(run, steps)}
 
 
-def plain(name: str, batch: int, steps: int, data, device: str) -> Callable[[], float]:
-    model = models.build(CifarModel(name=name), 10).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    loader = measure.plain_loader(data, batch, len(os.sched_getaffinity(0)))
-    state = {"iterator": iter(loader), "loss": 0.0}
-
-    def some() -> float:
-        model.train()
-        began = time.perf_counter()
-        for _ in range(steps):
-            found = next(state["iterator"], None)
-            if found is None:
-                state["iterator"] = iter(loader)
-                found = next(state["iterator"])
-            images, labels = (t.to(device) for t in found)
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            state["loss"] += loss.item()
-        return steps * batch / (time.perf_counter() - began)
-
-    return some
+def figures(options: argparse.Namespace, overrides: list[str], plain: Callable) -> dict[str, float]:
+    both = partial(contenders, options.steps)
+    with measure.training("configs/resnet20.yaml", overrides, both, options.workers) as trained:
+        found = measure.interleaved({**trained, "plain": plain}, options.rounds)
+    return {
+        "ours, images/s": found["ours"],
+        "plain loop, images/s": found["plain"],
+        "ratio": found["ours"] / found["plain"],
+        "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1),
+    }
 
 
 def main() -> None:
     parser = measure.arguments(__doc__, rounds=3)
     parser.add_argument("--models", nargs="+", default=["resnet20", "resnet56", "resnet110"])
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default"], metavar="WAY")
     parser.add_argument("--steps", type=int, default=20, help="in each round (20)")
     cores = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
     parser.add_argument(
@@ -101,38 +95,17 @@ def main() -> None:
     )
     parser.usage = "python -m benchmarks.step [options] [--section.key value ...]"
     options, chosen = parser.parse_known_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
-    for name in options.models:
-        for batch in options.batches:
-            overrides = [
-                f"--model.name={name}",
-                f"--data.dir={options.data}",
-                "--batch.per_worker=null",
-                f"--batch.global={batch}",
-                "--tracking.wandb=disabled",
-                *chosen,
-            ]
-            both = partial(contenders, options.steps)
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            with (
-                measure.elsewhere(
-                    plain, name, batch, options.steps, options.data, device
-                ) as plainly,
-                measure.training(
-                    "configs/resnet20.yaml", overrides, both, options.workers
-                ) as trained,
-            ):
-                found = measure.interleaved({**trained, "plain": plainly}, options.rounds)
-            rows.append(
-                {
-                    "network": name,
-                    "batch": batch,
-                    "ours, images/s": found["ours"],
-                    "plain loop, images/s": found["plain"],
-                    "ratio": found["ours"] / found["plain"],
-                    "overhead over the bare step, %": 100 * (found["bare"] / found["ours"] - 1),
-                }
-            )
+    for name, batch in itertools.product(options.models, options.batches):
+        how = (name, batch, options.steps, options.data, device)
+        with measure.elsewhere("benchmarks.plain", "train", *how) as plain:
+            for way in options.ways:
+                overrides = ["--model.name", name, "--batch.global", str(batch), *WAYS[way]]
+                overrides += ["--batch.per_worker", "null", "--data.dir", str(options.data)]
+                overrides += ["--tracking.wandb", "disabled", *chosen]
+                about = {"network": name, "batch": batch, "way": way}
+                rows.append({**about, **figures(options, overrides, plain)})
     measure.show(
         " ".join([f"training steps, {options.workers} workers", *chosen]), rows, options.json
     )

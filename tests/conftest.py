@@ -18,6 +18,7 @@ from worker_pool import WorkerPool
 from dist_resnet.data import manifest
 from dist_resnet.prepare import betons, shapes
 from dist_resnet.tracking.tracker import read_metrics
+from launch.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "slurm"))
@@ -98,6 +99,19 @@ class Cli:
 @pytest.fixture
 def cli(tmp_path) -> Cli:
     return Cli(tmp_path)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """`dist-resnet` in this process, where it starts no other and leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, words)))
+        return ended.value.code, "".join(capsys.readouterr())
+
+    return run
 
 
 CONFIG = """\

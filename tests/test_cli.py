@@ -95,9 +95,9 @@ def mistakes(shapes_dir):
 
 
 @pytest.mark.parametrize("name", mistakes(None))
-def test_a_mistake_is_told_in_one_line(cli, config_path, shapes_dir, name):
+def test_a_mistake_is_told_in_one_line(command, config_path, shapes_dir, name):
     words, parts = mistakes(shapes_dir)[name]
-    code, output = cli(*words, timeout=60)
+    code, output = command(*words)
     assert code == 1, output
     assert len(output.splitlines()) == 1 and ": error: " in output and "Traceback" not in output, (
         output
@@ -122,7 +122,7 @@ def test_a_damaged_beton_ends_the_training_before_it_starts(
     copy = shutil.copytree(shapes_dir, cli.directory / "copy")
     damage(copy / "train.beton")
     code, output = cli(
-        "train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run", "--data.dir", copy
+        "train", "tiny.yaml", "--cluster", "debug", "--run-dir", "run", "--data.dir", copy
     )
     assert (
         code == 1
@@ -132,19 +132,9 @@ def test_a_damaged_beton_ends_the_training_before_it_starts(
     ), output
 
 
-def test_a_run_dir_of_another_configuration(cli, config_path):
-    words = (
-        "train",
-        "tiny.yaml",
-        "--run-dir",
-        "run",
-        "--train.max_steps",
-        "2",
-        "--cluster",
-        "debug",
-    )
-    assert cli(*words)[0] == 0
-    code, output = cli(*words, "--optim.lr", "0.3", timeout=60)
+def test_a_run_dir_of_another_configuration(command, config_path):
+    run_dir.create(config_path.parent / "run", config_file.load(config_path))
+    code, output = command("train", "tiny.yaml", "--run-dir", "run", "--optim.lr", "0.3")
     assert (
         code == 1 and len(output.splitlines()) == 1 and "optim.lr 0.05 there, 0.3 here" in output
     ), output
@@ -175,19 +165,16 @@ def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config
     ), output
 
 
-def test_compare_sorts_runs_and_shows_what_differs(cli, config_path):
-    """Of a run in this process, and of one that has only begun."""
-    command = ("train", "tiny.yaml", "--train.max_steps", 20, "--optim.lr")
-    alone = ("--cluster", "debug", "--train.deterministic", "true")
-    code, output = cli(*command, 0.05, "--run-dir", "lr0.05", *alone)
-    assert code == 0, output
-    words = ["--train.max_steps", "20", "--optim.lr", "0.0001", *alone[2:]]
-    config = config_file.load(config_path, words)
-    run_dir.create(cli.directory / "lr0.0001", config)
-    code, output = cli("compare", "lr0.0001", "lr0.05")
+def test_compare_sorts_runs_and_shows_what_differs(command, workers, config_path):
+    """Of a run that has ended, and of one that has only begun."""
+    steps = ("--train.max_steps", "4")
+    workers.train(config_path, config_path.parent / "lr0.05", *steps)
+    begun = config_file.load(config_path, [*steps, "--optim.lr", "0.0001"])
+    run_dir.create(config_path.parent / "lr0.0001", begun)
+    code, output = command("compare", "lr0.0001", "lr0.05")
     assert code == 0 and "optim.lr" in output and "optim.momentum" not in output, output
     assert output.index("lr0.05") < output.index("lr0.0001")
-    assert (cli.directory / "compare.png").stat().st_size > 10_000
+    assert (config_path.parent / "compare.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

@@ -73,31 +73,16 @@ def test_an_operation_takes_what_is_slowest_arithmetic_memory_or_launch():
     assert roofline.seconds(4) == 1.5 + 8.0
 
 
-def test_the_command_prints_them(cli, shapes_dir):
-    code, output = cli(
-        "estimate",
-        ROOT / "configs/resnet20.yaml",
-        "--step",
-        "128:20",
-        "--step",
-        "1024:90",
-        "--nodes",
-        2,
-        "--gpus-per-node",
-        4,
-        "--samples",
-        50000,
-    )
+def test_the_command_prints_them(command):
+    config = ("estimate", ROOT / "configs/resnet20.yaml", "--samples", 50_000)
+    steps = ("--step", "128:20", "--step", "1024:90", "--nodes", 2, "--gpus-per-node", 4)
+    code, output = command(*config, *steps)
     assert code == 0 and "resnet20, 50,000 images" in output and "1,024" in output, output
-    code, output = cli(
-        "estimate", ROOT / "configs/resnet20.yaml", "--step", "128", "--samples", 50000
-    )
+    code, output = command(*config, "--step", "128")
     assert code == 1 and "write BATCH:MILLISECONDS" in output
-    code, output = cli("estimate", ROOT / "configs/resnet20.yaml", "--samples", 50000)
+    code, output = command(*config)
     assert code == 1 and "where nothing was measured, --device NAME" in output
-    words = ("--device", "a100", "--samples", 50000, "--gpus-per-node", 1)
-    code, output = cli("estimate", ROOT / "configs/resnet20.yaml", *words)
+    code, output = command(*config, "--device", "a100", "--gpus-per-node", 1)
     assert code == 0 and output.count("not measured; at least, on a100") == 2, output
-    words = ("--device", "cpu", "--samples", 50000, "--gpus-per-node", 1)
-    code, output = cli("estimate", ROOT / "configs/resnet20.yaml", *words)
+    code, output = command(*config, "--device", "cpu", "--gpus-per-node", 1)
     assert code == 0 and "at least, on this CPU" in output, output

@@ -11,7 +11,7 @@ from dist_resnet.tracking.time_left import TimeLeft, duration
 from dist_resnet.tracking.tracker import read_metrics
 
 
-def test_running_stopped_complete(workers, small_path, tmp_path, cli):
+def test_running_stopped_complete(workers, small_path, tmp_path, command):
     directory, seen = tmp_path / "runs" / "sweep" / "one", []
 
     def reached():
@@ -28,15 +28,15 @@ def test_running_stopped_complete(workers, small_path, tmp_path, cli):
     workers.train(small_path, tmp_path / "runs" / "two", "--train.max_steps", 6)
     assert "left" in workers.output
 
-    code, output = cli("status", "runs", "--json")
+    code, output = command("status", "runs", "--json")
     stopped, complete = json.loads(output)
     assert (code, stopped["state"], complete["state"]) == (0, "stopped", "complete")
     assert stopped["path"] == "runs/sweep/one" and complete["top1"] is not None
     last = read_metrics(directory)[-1]["step"]
     assert abs(stopped["step"] - last) <= 2 and complete["step"] == complete["last_step"] == 6
-    code, output = cli("status", "runs/two")
+    code, output = command("status", "runs/two")
     assert code == 0 and "1 complete" in output and "6/6" in output
-    assert cli("status", "nowhere")[0] == 1
+    assert command("status", "nowhere")[0] == 1
 
 
 def test_the_end_of_a_long_file_is_enough_and_a_torn_line_is_passed_over(tmp_path):

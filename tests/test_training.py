@@ -4,7 +4,9 @@ bit-identical in the end."""
 import hashlib
 import json
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +17,6 @@ from conftest import (
     curves,
     final_weights,
     wait_for_step,
-    without_last_checkpoint,
     workers_of,
 )
 
@@ -84,23 +85,24 @@ def test_a_finished_run_is_not_run_again(straight):
     )
 
 
-def test_killed_and_interrupted_the_same_command_ends_bit_identical(straight, cli, config_path):
-    """A worker is killed, then the launcher; then Ctrl-C; each time the same command goes on."""
+def test_killed_in_every_way_the_same_command_ends_bit_identical(straight, cli, config_path):
+    """A worker is killed, then the launcher, then rank 0 in the middle of a checkpoint's file; then
+    another training wants the RUN_DIR, and Ctrl-C ends this one; then its last file is damaged."""
     command = ("train", "tiny.yaml", "--workers-per-node", 2)  # its configuration names RUN_DIR
+    command += ("--train.checkpoint_every", "2 steps")
     process = cli.start(*command)
     (run_dir,) = wait_for_run_dir(cli.directory)
     wait_for_step(run_dir, 4, process)
     first = workers_of(process)
     assert len(first) == 2
-    (rank1,) = [p for p in first if p.environ()["SUBMITIT_LOCAL_GLOBALID"] == "1"]
-    rank1.kill()
+    of_rank(1, first).kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "log: " in output, output
     assert "the worker of rank 1 ended without a word" in output, output
     assert not any(w.is_running() for w in first)
 
     process = cli.start(*command)
-    wait_for_step(run_dir, 12, process)
+    wait_for_step(run_dir, 10, process)
     orphans = workers_of(process)
     process.kill()  # its workers must notice
     process.communicate()
@@ -108,38 +110,33 @@ def test_killed_and_interrupted_the_same_command_ends_bit_identical(straight, cl
     assert len(orphans) == 2 and not alive
 
     process = cli.start(*command)
+    wait_for_step(run_dir, 14, process)
+    half = kill_in_mid_write(of_rank(0, workers_of(process)), run_dir / "checkpoints")
+    process.communicate(timeout=120)
+
+    process = cli.start(*command)
     wait_for_step(run_dir, 20, process)
     last = workers_of(process)
+    assert not any(path.exists() for path in half)
+    for worker in last:
+        worker.suspend()
+    code, output = cli(*command)
+    assert code == 1 and "is in use by another training" in output, output
+    for worker in last:
+        worker.resume()
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "terminated: saved at step" in output, output
     assert not any(w.is_running() for w in last) and not (run_dir / "summary.json").exists()
 
+    latest = run_dir / "checkpoints" / (run_dir / "checkpoints/LATEST").read_text().strip()
+    latest.write_bytes(latest.read_bytes()[:-100])
+    before = (int(latest.stem.removeprefix("step_")) - 1) // 2 * 2
     code, output = cli(*command)
-    assert code == 0 and "resuming at step" in output, output
+    assert code == 0 and f"{latest.name} is damaged" in output, output
+    assert f"resuming at step {before}" in output, output
     assert_identical(straight[0], run_dir)
     assert curves(straight[0]) == curves(run_dir)
-
-
-def test_killed_while_a_checkpoint_is_being_written_nothing_is_lost(straight, cli, config_path):
-    """Its thread has begun a file, beside the training: twice that is rank 0's end."""
-    command = ("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
-    command += ("--train.checkpoint_every", "1 step")
-    checkpoints, left = cli.directory / "run/checkpoints", []
-    for step in (5, 15):
-        process = cli.start(*command)
-        wait_for_step(cli.directory / "run", step, process)
-        (rank0,) = [p for p in workers_of(process) if p.environ()["SUBMITIT_LOCAL_GLOBALID"] == "0"]
-        while not (begun := [*checkpoints.glob("step_*.partial")]):
-            assert process.poll() is None
-        rank0.kill()
-        process.communicate(timeout=120)
-        left += [path for path in begun if path.exists()]
-    assert left, "killed too late: nothing was half written"
-    code, output = cli(*command)
-    assert code == 0 and "resuming at step" in output, output
-    assert_identical(straight[0], cli.directory / "run")
-    assert not any(path.exists() for path in left)
 
 
 def wait_for_run_dir(directory):
@@ -149,88 +146,67 @@ def wait_for_run_dir(directory):
     return found
 
 
-def test_preempted_by_submitits_signal_it_requeues_and_ends_bit_identical(
-    straight, cli, config_path
-):
-    process = cli.start(
-        "train",
-        "tiny.yaml",
-        "--workers-per-node",
-        2,
-        "--run-dir",
-        "run",
-        "--tracking.wandb",
-        "offline",
-    )
-    run_dir = cli.directory / "run"
-    wait_for_step(run_dir, 8, process)
-    first = workers_of(process)
-    for worker in first:
-        worker.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
-    assert "preempted: saved at step" in output and "resuming at step" in output
-    assert_identical(straight[0], run_dir)
-    assert curves(straight[0]) == curves(run_dir)
-    ids = {
-        p.name.split("-")[-1].removesuffix(".wandb")
-        for p in (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
-    }
-    assert len(ids) == 1  # two fragments of one W&B run
+def of_rank(rank: int, workers: list[psutil.Process]) -> psutil.Process:
+    (found,) = [w for w in workers if w.environ()["SUBMITIT_LOCAL_GLOBALID"] == str(rank)]
+    return found
 
 
-def test_a_preemption_while_python_is_starting_is_not_lost(straight, cli, config_path):
-    process = cli.start("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
+def kill_in_mid_write(rank0: psutil.Process, checkpoints: Path) -> list[Path]:
+    """Kill it while its thread has begun a file, beside the training; returns what is left."""
+    while True:
+        rank0.suspend()
+        while rank0.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        if begun := [*checkpoints.glob("step_*.partial")]:
+            rank0.kill()
+            return begun
+        rank0.resume()
+        time.sleep(0.001)
+
+
+def test_preempted_and_on_a_full_disk_it_goes_on_by_itself(straight, cli, config_path):
+    """submitit's signal comes while Python is starting; then the kernel refuses rank 0 every file
+    of more than 20,000 bytes for a while, as a full disk would; then the signal comes again."""
+    words = ("--workers-per-node", 2, "--run-dir", "run", "--tracking.wandb", "offline")
+    process, run_dir = cli.start("train", "tiny.yaml", *words), cli.directory / "run"
     while len(workers_of(process)) < 2:
         assert process.poll() is None
         time.sleep(0.01)
-    for worker in workers_of(process):  # torch is being imported
-        worker.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0 and "preempted: saved at step 1;" in output, output
-    assert_identical(straight[0], cli.directory / "run")
+    preempt(process)  # torch is being imported
 
-
-def test_a_full_disk_costs_a_checkpoint_but_not_the_training(straight, cli, config_path):
-    """The kernel refuses rank 0 every file of more than 20,000 bytes for a while, as a full disk
-    would."""
-    process = cli.start("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
-    run_dir = cli.directory / "run"
     wait_for_step(run_dir, 6, process)
-    (rank0,) = [p for p in workers_of(process) if p.environ()["SUBMITIT_LOCAL_GLOBALID"] == "0"]
+    rank0 = of_rank(0, workers_of(process))
     before = rank0.rlimit(psutil.RLIMIT_FSIZE)
     rank0.rlimit(psutil.RLIMIT_FSIZE, (20_000, before[1]))
-    log = next(run_dir.glob("logs/*/*_0_log.out"))
-    while "could not be written" not in log.read_text():
+    while not any("could not be written" in path.read_text() for path in logs_of_rank_0(run_dir)):
         assert process.poll() is None
         time.sleep(0.01)
     pointed = run_dir / "checkpoints" / (run_dir / "checkpoints/LATEST").read_text().strip()
     digest, _, name = pointed.with_name(pointed.name + ".sha256").read_text().split(" ")
-    assert (
-        name.strip() == pointed.name and hashlib.sha256(pointed.read_bytes()).hexdigest() == digest
-    )
+    assert name.strip() == pointed.name
+    assert hashlib.sha256(pointed.read_bytes()).hexdigest() == digest
     rank0.rlimit(psutil.RLIMIT_FSIZE, before)
+    preempt(process)
+
     output, _ = process.communicate(timeout=180)
-    assert (
-        process.returncode == 0 and "File too large" in output and "training goes on" in output
-    ), output
-    assert_identical(straight[0], run_dir)
-    assert curves(straight[0]) == curves(run_dir) and not list(
-        run_dir.glob("checkpoints/*.partial")
-    )
-
-
-def test_a_damaged_latest_checkpoint_is_passed_over(straight, cli, config_path):
-    run_dir = cli.directory / "run"
-    without_last_checkpoint(
-        straight[0], run_dir, lambda path: path.write_bytes(path.read_bytes()[:-100])
-    )
-    code, output = cli("train", "tiny.yaml", "--workers-per-node", 2, "--run-dir", "run")
-    assert (
-        code == 0 and "step_00000030.pt is damaged" in output and "resuming at step 28" in output
-    ), output
+    assert process.returncode == 0 and output.count("resuming at step") == 2, output
+    assert "preempted: saved at step 1;" in output and output.count("preempted: saved") == 2, output
+    assert "File too large" in output and "training goes on" in output, output
     assert_identical(straight[0], run_dir)
     assert curves(straight[0]) == curves(run_dir)
+    assert not list(run_dir.glob("checkpoints/*.partial"))
+    fragments = (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
+    ids = [path.stem.split("-")[-1] for path in fragments]
+    assert len(ids) == 3 and len(set(ids)) == 1  # three fragments of one W&B run
+
+
+def preempt(process: subprocess.Popen) -> None:
+    for worker in workers_of(process):
+        worker.send_signal(signal.SIGUSR2)
+
+
+def logs_of_rank_0(run_dir: Path) -> list[Path]:
+    return list(run_dir.glob("logs/*/*_0_log.out"))
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_path):
@@ -258,22 +234,3 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_pa
     assert all(t.isfinite().all() for t in weights.values())
     assert (cli.directory / "run/checkpoints/LATEST").read_text().strip() == "step_00000010.pt"
     assert "Traceback" not in output.split("dist-resnet train: error")[1]
-
-
-def test_two_trainings_cannot_share_a_run_dir(cli, config_path):
-    long = (
-        "train",
-        "tiny.yaml",
-        "--workers-per-node",
-        1,
-        "--run-dir",
-        "run",
-        "--schedule.steps",
-        100_000,
-    )
-    process = cli.start(*long)
-    wait_for_step(cli.directory / "run", 2, process)
-    code, output = cli(*long)
-    assert code == 1 and "is in use by another training" in output, output
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)

@@ -1,5 +1,5 @@
-"""Worker processes that stay: torch is imported once, and then every training of a test takes its
-steps and little more. They run dist_resnet.worker as those of a launcher do."""
+"""Worker processes that stay, forked from one that has imported torch: every training of a test
+takes its steps and little more. They run dist_resnet.worker as those of a launcher do."""
 
 import contextlib
 import io
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dist_resnet import worker
 from dist_resnet.config import config_file
@@ -29,7 +31,7 @@ class WorkerPool:
 
     def train(self, config: Path, directory: Path, *overrides: object, size: int = 1) -> Path:
         """Train to the end, or go on with that; returns the directory. Raises RuntimeError with the
-        first worker's traceback."""
+        tracebacks of those workers that failed."""
         self.make(config, directory, *overrides)
         assert self.call(worker.main, str(directory), size=size) == ["completed"] * size
         return directory
@@ -67,7 +69,8 @@ class WorkerPool:
 
     def _begin(self, function: Callable, arguments: tuple, size: int) -> None:
         self._allow(size)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["dist_resnet.worker"])
         while len(self._workers) < size:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -92,13 +95,11 @@ class WorkerPool:
         failed = [text for is_result, text, _ in answers if not is_result]
         if failed:
             self.close()
-            raise RuntimeError(failed[0])
+            raise RuntimeError("\n".join(failed))
         return [result for _, result, _ in answers]
 
 
 def _serve(pipe: Connection) -> None:
-    import torch
-
     while True:
         environment, function, arguments = pipe.recv()
         os.environ.update(environment)

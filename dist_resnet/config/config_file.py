@@ -3,6 +3,7 @@ line."""
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,12 @@ def load(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     family = given.get("model.family", content.get("model", {}).get("family", "cifar"))
     require(family in FAMILIES, "model.family", family, f"must be one of {', '.join(FAMILIES)}")
-    sections = {"model": FAMILIES[family], **SECTIONS}
     _refuse_unknown(in_file, f"in {path}", family)
     _refuse_unknown(list(given), "on the command line", family)
-    values = yaml_file.parsed(_parser(sections), f"configuration {path}", content, words)
+    values = yaml_file.parsed(_parser(family), f"configuration {path}", content, words)
     made = {
         name: kind(**{f.name: values[f"{name}.{key_of(f)}"] for f in dataclasses.fields(kind)})
-        for name, kind in sections.items()
+        for name, kind in _sections(family).items()
     }
     return Config(**made)  # type: ignore[arg-type]
 
@@ -79,9 +79,14 @@ def _described(name: str, section: Section, shown: set[str]) -> list[str]:
     return lines
 
 
-def _parser(sections: dict[str, type[Section]]) -> jsonargparse.ArgumentParser:
+def _sections(family: str) -> dict[str, type[Section]]:
+    return {"model": FAMILIES[family], **SECTIONS}
+
+
+@functools.cache  # a sweep reads many configurations
+def _parser(family: str) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    for name, kind in sections.items():
+    for name, kind in _sections(family).items():
         defaults = DEFAULTS[name] if isinstance(DEFAULTS[name], kind) else kind()
         for field in dataclasses.fields(kind):
             default = getattr(defaults, field.name)

@@ -1,0 +1,75 @@
+"""The loop that people copy, which ours is held against: fp32, NCHW, eager, torchvision's CIFAR10
+and DataLoader, `.item()` every step. torchvision takes a second to import: only here."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import CIFAR10
+
+from dist_resnet import models
+from dist_resnet.config import CifarModel
+from dist_resnet.data import manifest
+from dist_resnet.data.manifest import Manifest
+from dist_resnet.data.resident_loader import read_raw
+
+
+def train(name: str, batch: int, steps: int, data: Path, device: str) -> Callable[[], float]:
+    """images/s of so many steps."""
+    model = models.build(CifarModel(name=name), 10).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    batches = loader(data, batch, len(os.sched_getaffinity(0)))
+    state = {"iterator": iter(batches), "loss": 0.0}
+
+    def some() -> float:
+        model.train()
+        began = time.perf_counter()
+        for _ in range(steps):
+            found = next(state["iterator"], None)
+            if found is None:
+                state["iterator"] = iter(batches)
+                found = next(state["iterator"])
+            images, labels = (t.to(device) for t in found)
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            state["loss"] += loss.item()
+        return steps * batch / (time.perf_counter() - began)
+
+    return some
+
+
+def loader(data: Path, batch: int, workers: int) -> DataLoader:
+    """torchvision's CIFAR10 and DataLoader with the usual transforms, over the same images."""
+    betons = manifest.load(data)
+    usual = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(betons.mean, betons.std),
+        ]
+    )
+    return DataLoader(
+        Images(data, betons, "train", usual),
+        batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=True,
+    )
+
+
+class Images(CIFAR10):
+    """CIFAR10 over the pixels of a beton: everything but its download."""
+
+    def __init__(self, data: Path, betons: Manifest, split: str, transform: Callable) -> None:
+        images, labels = read_raw(data / betons.splits[split].file)
+        self.data, self.targets = images.numpy(), labels.tolist()
+        self.transform, self.target_transform = transform, None
