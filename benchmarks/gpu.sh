@@ -14,7 +14,7 @@ failed=0
 if [ -n "${DRY_RUN:-}" ]; then
   small=resnet8 large=(resnet8) two=(resnet8) deep=() rounds=1 runs=1 few=(--steps 1 --workers 1) one=(--batches 4) both=(--batches 4)
   short=(--train.max_steps 2 --batch.global 8 --batch.per_worker null) whole=(--model.name resnet8)
-  limit=900 start=(--warm --residencies device) memory=(--batch 4) scaling=(--steps 1 --batch 4 --repeats 1 --workers 1)
+  limit=900 start=(--warm --residencies device --workers-per-node 1) memory=(--batch 4) scaling=(--steps 1 --batch 4 --repeats 1 --workers 1)
 else
   "$python" -c 'import torch; torch.cuda.get_device_name()' || exit 1
   small=resnet20 large=(resnet110) two=(resnet20 resnet110) deep=(resnet1202) rounds=2 runs=5 few=() one=(--batches 128)

@@ -37,13 +37,13 @@ def ours(kind: type, data: Path, threads: int, normalise: Normalise | None) -> C
 
 def theirs(data: Path, workers: int, batches: int = 20) -> Callable[[], float]:
     """images/s of some batches of a running epoch: a whole one takes long."""
-    batches = plain.loader(data, BATCH, workers)
-    state = {"iterator": iter(batches)}
+    loader = plain.loader(data, BATCH, workers)
+    state = {"iterator": iter(loader)}
 
     def following() -> int:
         batch = next(state["iterator"], None)
         if batch is None:
-            state["iterator"] = iter(batches)
+            state["iterator"] = iter(loader)
             batch = next(state["iterator"])
         return len(batch[1])
 

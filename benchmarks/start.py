@@ -1,5 +1,5 @@
 """Seconds from `dist-resnet train` to the end of its first step, cold and warm: python -m
-benchmarks.start
+benchmarks.start [options of dist-resnet train]
 
 Cold: numba's cached code is removed first. The file system's cache is warm in both."""
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks import measure
@@ -15,7 +16,7 @@ from dist_resnet.tracking.tracker import read_metrics
 PACKAGE = Path(__file__).parent.parent / "dist_resnet"
 
 
-def start(options, residency: str, *, cold: bool) -> float:
+def start(options, words: list[str], residency: str, *, cold: bool) -> float:
     if cold:
         for path in PACKAGE.rglob("*.nb[ic]"):
             path.unlink()
@@ -39,6 +40,7 @@ def start(options, residency: str, *, cold: bool) -> float:
             "200",
             "--run-dir",
             str(run_dir),
+            *words,
         ]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -57,11 +59,12 @@ def main() -> None:
     parser.add_argument("--warm", action="store_true", help="leave numba's cached code alone")
     kinds = ["device", "stream"]
     parser.add_argument("--residencies", nargs="+", choices=kinds, default=kinds)
-    options = parser.parse_args()
+    parser.usage = "python -m benchmarks.start [options] [options of dist-resnet train]"
+    options, words = parser.parse_known_args()
     found = measure.interleaved(
         {
-            f"{residency}, {'cold' if cold else 'warm'}": lambda r=residency, c=cold: start(
-                options, r, cold=c
+            f"{residency}, {'cold' if cold else 'warm'}": partial(
+                start, options, words, residency, cold=cold
             )
             for residency in options.residencies
             for cold in ((False,) if options.warm else (True, False))
@@ -69,7 +72,7 @@ def main() -> None:
         options.rounds,
     )
     measure.show(
-        "ResNet-20, default workers",
+        " ".join(["ResNet-20", *(words or ["default workers"])]),
         [{"start": name, "seconds to the first step": s} for name, s in found.items()],
         options.json,
     )

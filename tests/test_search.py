@@ -291,7 +291,7 @@ def test_the_search_that_comes_along_is_sound(monkeypatch):
 
 @pytest.mark.slow
 def test_one_file_is_a_grid_a_search_and_a_sweep_on_w_and_bs_server(
-    cli, small_path, held_out, monkeypatch
+    cli, command, small_path, held_out, monkeypatch
 ):
     content = {
         "method": "grid",
@@ -304,11 +304,11 @@ def test_one_file_is_a_grid_a_search_and_a_sweep_on_w_and_bs_server(
     words = ["sweep", "one.yaml", "--workers-per-node", 1, "--sweep-dir"]
     code, output = cli(*words, "grid")
     assert code == 0 and len(list(cli.directory.glob("grid/*/summary.json"))) == 1, output
-    code, output = cli(*words, "grid", "--dry-run")
+    code, output = command(*words, "grid", "--dry-run")
     assert (
         code == 0 and "  complete\n1 runs; about 0.00 machine hours to go, as the 1 runs" in output
     ), output
-    code, output = cli(*words, "found", "--search", "asha", "--count", 9, "--dry-run")
+    code, output = command(*words, "found", "--search", "asha", "--count", 9, "--dry-run")
     assert "rung 0: after 1 of 4 evaluations; 9 trials" in output, output
     assert "full length: after 4 of 4 evaluations; 1 trials\nabout 4.0 whole" in output, output
     assert not (cli.directory / "found").exists()

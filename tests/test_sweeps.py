@@ -1,5 +1,6 @@
 """A sweep without a server, and one that the server ends early."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import yaml
 from conftest import ROOT
 from wandb_server import WandbServer
 
+from dist_resnet import worker
+from launch.executors import run_dir
 from launch.sweeps import definition
 
 SWEEP = """\
@@ -30,27 +33,34 @@ def sweep_path(config_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, sweep_path):
-    """And the same command trains what failed and what was lost, and no more."""
+def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(cli, workers, sweep_path):
+    """Of three one is complete, and not trained again; one has only begun."""
     parameters = {
         "optim.lr": {"values": [1e30, 0.05, 0.01]},
         "train.max_steps": {"value": 4},
         "train.precision": {"value": "fp32"},
     }
     sweep_path.write_text(yaml.safe_dump(yaml.safe_load(SWEEP) | {"parameters": parameters}))
-    command = ("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "some")
-    code, output = cli(*command)
+    with contextlib.chdir(cli.directory):
+        runs = definition.runs(definition.load(sweep_path), Path("some"), None, 0, [])
+    paths = [cli.directory / path for path, _ in runs]
+    for path, (_, config) in list(zip(paths, runs))[1:]:
+        run_dir.create(path, config)
+    workers.call(worker.main, str(paths[1]))
+    before = (paths[1] / "summary.json").stat().st_mtime_ns
+
+    code, output = cli("sweep", "four.yaml", "--workers-per-node", 1, "--sweep-dir", "some")
+    assert "3 runs in some, 2 to train" in output and output.count("== some/") == 2, output
     assert code == 1 and "this run failed: " in output and "not finite" in output, output
     assert "1 of 3 runs failed: some/optim.lr=1e+30" in output, output
-    assert len(list(cli.directory.glob("some/*/summary.json"))) == 2
+    assert (paths[2] / "summary.json").exists()
+    assert (paths[1] / "summary.json").stat().st_mtime_ns == before
     assert (cli.directory / "some/compare.png").stat().st_size > 20_000
     assert "optim.lr" in (cli.directory / "some/compare.html").read_text()
-    (lost,) = cli.directory.glob("some/optim.lr=0.01-*")
-    (lost / "summary.json").unlink()
-    code, output = cli(*command, "--count", 3)
-    assert "3 runs in some, 2 to train" in output and output.count("== some/") == 2, output
-    assert (lost / "summary.json").exists()
-    code, output = cli("sweep", "four.yaml", "--agents", 2)
+
+
+def test_agents_are_for_searches(command, sweep_path):
+    code, output = command("sweep", "four.yaml", "--agents", 2)
     assert code == 1 and "--agents is not read without --search or --wandb" in output, output
 
 
