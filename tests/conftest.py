@@ -150,8 +150,9 @@ LONGEST = (
     "test_equal_trainings",
     "test_virtual_workers",
     "test_imagenet",
+    "test_doctor",
     "test_sweeps",
-    "test_speedrun",
+    "test_fast_paths",
     "test_cli",
 )  # files, which pytest-xdist hands out whole: these first
 
