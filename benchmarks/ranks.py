@@ -65,7 +65,8 @@ def row(folder: Path, ranks: int) -> dict[str, object]:
     """A job of so many ranks, preempted, then with one of its workers killed."""
     betons.prepare(shapes.make(100 * ranks, 100), folder / "shapes", val=0, seed=0)
     options = [f"--ntasks-per-node={ranks // 2}", "--cpus-per-task=1", "--time=120"]
-    with LocalCluster(folder / "slurm", cpus=max(2, ranks // 2)) as cluster:
+    # while so many ranks start, SLURM's daemons hardly get a turn
+    with LocalCluster(folder / "slurm", cpus=max(2, ranks // 2), slurmd_timeout=300) as cluster:
         job = sbatch(cluster, folder / "run", overrides(folder / "shapes"), *options)
         first = seconds_until(lambda: reached(job) >= 1, job)
         memory = sum(worker.memory_full_info().pss for worker in job.workers()) / 2**30

@@ -51,6 +51,7 @@ JobRequeue=1
 ReturnToService=2
 KillWait={kill_wait}
 SlurmdTimeout={slurmd_timeout}
+MessageTimeout={message_timeout}
 GresTypes=gpu
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -61,7 +62,7 @@ class LocalCluster:
     """Nodes n1, n2, ... with `cpus` CPUs and `gpus` GPUs each, which are pretended.
 
     kill_wait, slurmd_timeout: seconds after which SLURM kills what ignores SIGTERM, and gives up a
-    silent node."""
+    silent node; a third of that, 10 at least, is how long any answer may take."""
 
     def __init__(
         self,
@@ -209,6 +210,7 @@ class LocalCluster:
                 folder=self.folder,
                 kill_wait=self.kill_wait,
                 slurmd_timeout=self.slurmd_timeout,
+                message_timeout=max(10, self.slurmd_timeout // 3),
                 nodes="\n".join(lines),
             )
         )
