@@ -1,5 +1,6 @@
 """The loop that people copy, which ours is held against: fp32, NCHW, eager, torchvision's CIFAR10
-and DataLoader, `.item()` every step. torchvision takes a second to import: only here."""
+and DataLoader, `.item()` every step. Apart from measure.py, since torchvision takes a second to
+import."""
 
 import os
 import time

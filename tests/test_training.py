@@ -155,7 +155,8 @@ def kill_in_mid_write(rank0: psutil.Process, checkpoints: Path) -> list[Path]:
     """Kill it while its thread has begun a file, beside the training; returns what is left."""
     while True:
         rank0.suspend()
-        while rank0.status() != psutil.STATUS_STOPPED:
+        while (status := rank0.status()) != psutil.STATUS_STOPPED:
+            assert status != psutil.STATUS_ZOMBIE, "it has ended"
             time.sleep(0.001)
         if begun := [*checkpoints.glob("step_*.partial")]:
             rank0.kill()

@@ -19,7 +19,6 @@ from dist_resnet.prepare.encoding import Encoding
 from dist_resnet.reports.confusion import Confusion
 from dist_resnet.tracking.tracker import read_metrics
 from dist_resnet.weights import files, images, onnx_file, transfer
-from launch.__main__ import main
 
 FP32 = ("--model.width", 1, "--train.precision", "fp32")
 
@@ -49,14 +48,6 @@ def tree(tmp_path_factory):
     return root
 
 
-def command(capsys, *words):
-    """Exit code and output of a command, in this process."""
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    printed = capsys.readouterr()
-    return end.value.code, printed.out + printed.err
-
-
 def some(count):
     draw = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
@@ -67,9 +58,9 @@ def last_evaluation(run_dir):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
-def test_an_export_gives_the_same_logits_bit_for_bit(trained, capsys, tmp_path, kind):
+def test_an_export_gives_the_same_logits_bit_for_bit(trained, command, tmp_path, kind):
     out = tmp_path / f"model{files.SUFFIXES[kind]}"
-    code, said = command(capsys, "export", trained, "--format", kind, "--out", out)
+    code, said = command("export", trained, "--format", kind, "--out", out)
     assert code == 0 and "10 classes, images of 32x32" in said, said
     run, export, inputs = dist_resnet.load(trained), dist_resnet.load(out), some(20)
     assert torch.equal(run(inputs), export(inputs)) and run.card == export.card
@@ -81,9 +72,9 @@ def test_an_export_gives_the_same_logits_bit_for_bit(trained, capsys, tmp_path, 
     assert torch.allclose(run(inputs), (bare(x) + bare(x.flip(3))) / 2, atol=1e-4)
 
 
-def test_onnx_takes_uint8_in_any_number_and_agrees_with_torch(trained, tree, capsys, tmp_path):
+def test_onnx_takes_uint8_in_any_number_and_agrees_with_torch(trained, tree, command, tmp_path):
     out = tmp_path / "model.onnx"
-    code, said = command(capsys, "export", trained, "--format", "onnx", "--out", out)
+    code, said = command("export", trained, "--format", "onnx", "--out", out)
     assert code == 0 and "differ from torch's by" in said, said
     card, run = onnx_file.open_session(out)
     network = dist_resnet.load(trained)
@@ -93,7 +84,7 @@ def test_onnx_takes_uint8_in_any_number_and_agrees_with_torch(trained, tree, cap
         assert np.abs(difference).max() < 1e-3
     folder = tree / "ring"
     (_, by_onnx), (_, by_torch) = (
-        command(capsys, "predict", source, folder, "--json") for source in (out, trained)
+        command("predict", source, folder, "--json") for source in (out, trained)
     )
     ours, theirs = (json.loads(text)["predictions"] for text in (by_torch, by_onnx))
     assert [row["class"] for row in ours] == [row["class"] for row in theirs]
@@ -102,8 +93,8 @@ def test_onnx_takes_uint8_in_any_number_and_agrees_with_torch(trained, tree, cap
         dist_resnet.load(out)
 
 
-def test_predict_counts_what_the_evaluation_counts(trained, tree, workers, capsys):
-    _, said = command(capsys, "predict", trained, tree, "--json")
+def test_predict_counts_what_the_evaluation_counts(trained, tree, workers, command):
+    _, said = command("predict", trained, tree, "--json")
     found = json.loads(said)
     split, means, confusion = workers.call(worker.evaluate, str(trained), "LATEST", None, True)[0]
     assert found["images"] == TEST == means.samples and split == "test"
@@ -111,7 +102,7 @@ def test_predict_counts_what_the_evaluation_counts(trained, tree, workers, capsy
     assert found["accuracy"] == pytest.approx(means.top1) == last_evaluation(trained)["test/top1"]
     assert sum(row["images"] for row in found["per_class"]) == TEST
     image = next((tree / "disc").iterdir())
-    _, said = command(capsys, "predict", trained, image, tree)
+    _, said = command("predict", trained, image, tree)
     assert said.startswith(f"{image}: ") and said.endswith("of 230 labelled images are right\n")
 
 
@@ -164,7 +155,7 @@ def test_images_are_cut_out_and_resized_as_in_an_evaluation(trained, tmp_path):
 
 
 def test_a_folder_with_an_unknown_class_and_what_is_no_image_are_named(
-    trained, tree, capsys, tmp_path
+    trained, tree, command, tmp_path
 ):
     shutil.copytree(tree / "ring", tmp_path / "some/ring")
     shutil.copytree(tree / "disc", tmp_path / "some/disk")
@@ -175,15 +166,15 @@ def test_a_folder_with_an_unknown_class_and_what_is_no_image_are_named(
         ((trained / "config.yaml", tree), "holds no weights"),
         ((trained / "checkpoints/BEST", tree, "--checkpoint", "best"), "is a file"),
     ):
-        code, said = command(capsys, "predict", *words)
+        code, said = command("predict", *words)
         assert code == 1 and part in said and len(said.splitlines()) == 1, said
 
 
 def test_a_training_starts_from_a_run_or_its_export_at_any_world_size_and_resumes_without_it(
-    trained, config, workers, capsys, tmp_path
+    trained, config, workers, command, tmp_path
 ):
     export = tmp_path / "model.safetensors"
-    assert command(capsys, "export", trained, "--out", export)[0] == 0
+    assert command("export", trained, "--out", export)[0] == 0
     settings = (*FP32, "--batch.virtual_workers", 2, "--optim.lookahead", 5)
     settings += ("--train.max_steps", 10, "--train.checkpoint_every", "4 steps")
     one = workers.train(config, tmp_path / "one", *settings, "--train.init_from", trained)
