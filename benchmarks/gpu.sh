@@ -36,7 +36,7 @@ record() {  # NAME ARGUMENTS
   tail -n 20 "$out/$name.txt"
 }
 
-record speedrun repeat configs/speedrun.yaml --runs "$runs" "${short[@]}"
+record speedrun repeat configs/speedrun.yaml --runs "$runs" --workers-per-node 1 "${short[@]}"
 table step step --models "${two[@]}" "${both[@]}" "${steps[@]}" --ways default "no graph" "no graph, cast each"
 table step_compiled step --models "$small" "${one[@]}" "${steps[@]}" --ways compiled
 recipe=(--workers-per-node 1 --batch.per_worker 1024 --scaling.milestones samples --schedule.warmup linear --schedule.warmup_length "5 epochs"

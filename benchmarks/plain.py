@@ -64,6 +64,7 @@ def loader(data: Path, batch: int, workers: int) -> DataLoader:
         num_workers=workers,
         drop_last=True,
         persistent_workers=True,
+        multiprocessing_context="fork" if workers else None,  # as usual, also in `elsewhere`
     )
 
 

@@ -181,6 +181,7 @@ def both(run_dir) -> tuple[list[float], list[float], dict[str, tuple[float, floa
     )
 
 
+@pytest.mark.slow
 def test_a_training_has_airbenchs_losses(workers, shapes_dir, tmp_path):
     settings = {
         "model.channels": list(WIDTHS),

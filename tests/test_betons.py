@@ -109,6 +109,7 @@ def test_a_bad_sample_is_named_and_leaves_nothing(tmp_path, arrays, bad, part):
     assert not list(tmp_path.glob("*.beton*")) and not (tmp_path / "manifest.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["encoding", "writing"])
 def test_a_killed_preparation_leaves_no_beton_and_no_process_and_goes_on(tmp_path, phase):
     """SIGKILL: nothing stays but files aside, and shared memory is cleaned up. What was encoded is

@@ -83,6 +83,7 @@ def test_what_a_gpu_gets_is_compared_once_and_ends_as_the_plain_way_does(
     assert_identical(tmp_path / "again", tmp_path / "resumed")
 
 
+@pytest.mark.slow
 def test_a_required_fast_path_that_fails_is_an_error(workers, small_path, tmp_path):
     workers.make(small_path, tmp_path / "run", *STEPS, "--train.fast_paths", "require")
     with pytest.raises(RuntimeError, match=r"fast path cuda_graph refused: .*'require'"):

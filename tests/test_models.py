@@ -37,7 +37,7 @@ def test_parameter_counts_are_the_papers(depth, parameters):
     assert len(weighted) == depth
 
 
-@pytest.mark.parametrize("depth", [20, 56, 110, 1202])
+@pytest.mark.parametrize("depth", [20, 56, 110, pytest.param(1202, marks=pytest.mark.slow)])
 def test_multiply_adds_are_those_worked_out_by_hand(depth):
     """Of every convolution and the last layer, with no parameter or activation in memory."""
     n = (depth - 2) // 6

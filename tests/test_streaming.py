@@ -65,6 +65,7 @@ def test_a_stalled_loader_is_given_up(shapes_dir):
         release.set()
 
 
+@pytest.mark.slow
 def test_many_epochs_and_early_exits_leak_neither_threads_nor_memory(shapes_dir):
     loader = make(shapes_dir, augment=Augment(0, 4, "random", (0, 0, 0)))
     process, threads = psutil.Process(), threading.active_count()

@@ -26,6 +26,7 @@ def server(cli, monkeypatch, tmp_path):
         yield server
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed(server, cli, workers, small_path, tmp_path):
     directory = tmp_path / "runs" / "one"
 

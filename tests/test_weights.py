@@ -170,6 +170,7 @@ def test_a_folder_with_an_unknown_class_and_what_is_no_image_are_named(
         assert code == 1 and part in said and len(said.splitlines()) == 1, said
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_a_run_or_its_export_at_any_world_size_and_resumes_without_it(
     trained, config, workers, command, tmp_path
 ):

@@ -70,7 +70,7 @@ class WorkerPool:
     def _begin(self, function: Callable, arguments: tuple, size: int) -> None:
         self._allow(size)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dist_resnet.worker"])
+        context.set_forkserver_preload(["dist_resnet.worker", "dist_resnet.reports.figures"])
         while len(self._workers) < size:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
