@@ -12,6 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once: threads that wait for work spin
+
 import torch
 from worker_pool import WorkerPool
 

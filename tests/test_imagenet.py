@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import assert_identical, curves, without_last_checkpoint
 from numba import njit
+from numba.core.event import install_recorder
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
@@ -88,10 +89,11 @@ def collect(loader, ids, epoch):
 
 
 def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(tree):
-    path = tree / "odd/train.beton"
+    """And on nothing else; another size of images is not compiled for."""
+    path, sizes = tree / "odd/train.beton", {0: 40, 3: 40, 4: 40, 5: 56}
     one, two = (
         StreamingLoader(
-            path, 32, CPU, resize=Resize(lambda epoch: 40, seed=1, area=(0.08, 1.0)), threads=n
+            path, 32, CPU, resize=Resize(sizes.__getitem__, seed=1, area=(0.08, 1.0)), threads=n
         )
         for n in (1, 2)
     )
@@ -101,6 +103,9 @@ def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(tree):
     again, _ = collect(two, ids[::-1].copy(), 3)
     assert torch.equal(images, again.flip(0))
     assert not torch.equal(images, collect(one, ids, 4)[0])
+    with install_recorder("numba:compile") as compiled:
+        assert collect(one, ids, 5)[0].shape == (240, 3, 56, 56)
+    assert not compiled.buffer
 
 
 def test_crop_boxes_are_distributed_as_torchvisions():

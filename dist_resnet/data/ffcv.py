@@ -7,6 +7,7 @@ it is left alone.
 leaves nothing behind.
 - Its readers set a flag on numba's own type of byte arrays, for the whole process: code that numba
 has on disk is then not found, or sought for ever. A type of theirs serves.
+- It compiles its C functions' wrappers, and our functions, again for every loader: now once.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
@@ -54,17 +55,31 @@ def _set_num_threads(n: int) -> None:
 
 Compiler.set_num_threads = _set_num_threads
 
+_compile = Compiler.compile
+
+
+def _compile_once(code: Any, signature: Any = None) -> Any:
+    compiled = vars(code).setdefault("compiled", {})  # on the function: both are let go together
+    key = (signature, Compiler.num_threads > 1)
+    if key not in compiled:
+        compiled[key] = _compile(code, signature)
+    return compiled[key]
+
+
+Compiler.compile = _compile_once
+
 
 _MAPPED = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 _STATE = numba.types.Tuple([_MAPPED, numba.uint64[::1], numba.uint64[::1]])
 
 
-def _compile_reader(self: os_cache.OSCacheManager) -> Any:
-    def read(address, state):
-        size = state[2][np.searchsorted(state[1], address)]
-        return state[0][address : address + size]
+def _read(address, state):
+    size = state[2][np.searchsorted(state[1], address)]
+    return state[0][address : address + size]
 
-    return Compiler.compile(read, _MAPPED(numba.uint64, _STATE))
+
+def _compile_reader(self: os_cache.OSCacheManager) -> Any:
+    return Compiler.compile(_read, _MAPPED(numba.uint64, _STATE))
 
 
 os_cache.OSCacheManager.state_type = property(lambda self: _STATE)

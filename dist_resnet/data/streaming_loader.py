@@ -134,9 +134,8 @@ class StreamingLoader:
         for operation in (self.crop_flip, self.decoder):
             if isinstance(operation, CropFlip | RandomResizedCrop):
                 operation.set_epoch(epoch)
-        if self.resize and self.decoder.output_size[0] != self.resize.size(epoch):
+        if self.resize:  # the buffers' size, which an epoch's iterator asks for; code has none
             self.decoder.output_size = (self.resize.size(epoch),) * 2
-            self._loader.generate_code()  # compiles again: the size is part of the code
 
 
 class _WatchedIterator(EpochIterator):
