@@ -26,7 +26,7 @@ from dist_resnet.reports.search import Report, Trial
 from dist_resnet.runtime.signals import StopSignal
 from dist_resnet.tracking.tracker import read_metrics
 from launch.commands import sweep as sweep_command
-from launch.sweeps import definition, rungs, sampler
+from launch.sweeps import definition, rungs, sampler, search_agent
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.rungs import Rungs
 from launch.sweeps.search import Search, evaluations_of, of as search_of
@@ -326,21 +326,16 @@ def test_one_file_is_a_grid_a_search_and_a_sweep_on_w_and_bs_server(
         assert code == 0 and run.finished and 0 < run.summary["val/top1"] < 1, output
 
 
-def work(search: Search, agent: str, until: int | None) -> None:
-    """An agent whose trainings take a hundredth of a second. At its trial number `until` it is
-    killed."""
+def work(search: Search, agent: str) -> None:
+    """An agent whose trainings take a hundredth of a second. Who is first to have trial 50 or 150
+    is killed."""
     with Heartbeat(Path(search.directory), agent, silence_s=10) as heartbeat:
-        study, count = Study(search, heartbeat), 0
-        while True:
-            found = study.next_trial()
-            if found is None:
-                if not study.may_be_dead(11):
-                    return
-                time.sleep(0.3)
-                continue
-            count += 1
-            if count == until:
-                os.kill(os.getpid(), signal.SIGKILL)
+        study, stop = Study(search, heartbeat), StopSignal()
+        while found := search_agent._next(study, stop):
+            with contextlib.suppress(FileExistsError):
+                if found.number in (50, 150):
+                    Path(search.directory, f"killed-{found.number}").touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
             with open(Path(search.directory) / "trained.txt", "a") as file:
                 file.write(f"{found.number} {found.target} {agent}\n")
             time.sleep(0.01)
@@ -356,10 +351,7 @@ def test_of_sixteen_agents_no_two_take_one_trial_and_what_a_dead_one_left_goes_o
     search = searched(sweep, tmp_path / "s", cap=200)
     (tmp_path / "s").mkdir()
     context = multiprocessing.get_context("fork")
-    agents = [
-        context.Process(target=work, args=(search, f"a{k}", 1 if k < 2 else None))
-        for k in range(16)
-    ]
+    agents = [context.Process(target=work, args=(search, f"a{k}")) for k in range(16)]
     for agent in agents:
         agent.start()
     for agent in agents:
