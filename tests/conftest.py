@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once: threads that wait for work spin
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for torch: waiting threads would spin
 
 import torch
 from worker_pool import WorkerPool
