@@ -1,6 +1,7 @@
 """Small data that the tests make themselves, and trainings run as a user runs them."""
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
@@ -161,6 +162,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gc.freeze()  # what is imported: no collection need visit it
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 

@@ -2,6 +2,7 @@
 takes its steps and little more. They run dist_resnet.worker as those of a launcher do."""
 
 import contextlib
+import gc
 import io
 import multiprocessing
 import os
@@ -100,6 +101,7 @@ class WorkerPool:
 
 
 def _serve(pipe: Connection) -> None:
+    gc.freeze()  # what is imported: a collection would copy its pages for this process
     while True:
         environment, function, arguments = pipe.recv()
         os.environ.update(environment)

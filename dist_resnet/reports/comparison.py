@@ -156,10 +156,17 @@ def over_seeds(comparison: Comparison) -> list[dict[str, Any]]:
 def interval(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval of the mean of two values or more (Student
     1908)."""
-    from scipy.special import stdtrit  # a tenth of a second; only where there are seeds
+    from mpmath import betainc, findroot  # a tenth of a second; only where there are seeds
 
-    t = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    return t * statistics.stdev(values) / len(values) ** 0.5
+    freedom = len(values) - 1
+
+    def beyond(t: float) -> float:
+        """How much more often than allowed |T| is larger than t."""
+        part = freedom / (freedom + t**2)
+        return betainc(freedom / 2, 0.5, 0, part, regularized=True) - (1 - CONFIDENCE)
+
+    t = findroot(beyond, (1.9, 13), solver="anderson")
+    return float(t) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def _goal(summaries: Sequence[dict[str, Any]]) -> int | None:

@@ -3,6 +3,7 @@ mixup or CutMix, and which blocks it leaves out."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,11 +30,10 @@ class Mixing:
         """To be called before each step: counted from 0."""
         if self.config.mix == "none":
             return
-        from scipy.special import betaincinv  # a tenth of a second; only where it is on
-
-        mixes, weight, y, x = sampling.uniform(self.seed, step, sampling.MIX, 4)
-        alpha = self.config.mix_alpha
-        weight = betaincinv(alpha, alpha, weight) if mixes < self.config.mix_share else 1.0
+        key, alpha = sampling.key(self.seed, step, sampling.MIX), self.config.mix_alpha
+        generator = np.random.Generator(np.random.Philox(key=key))
+        mixes, y, x = generator.random(3)
+        weight = generator.beta(alpha, alpha) if mixes < self.config.mix_share else 1.0
         side = math.sqrt(1 - weight)
         for tensor, value in zip((self.weight, *self.rectangle), (weight, y, x, side)):
             tensor.fill_(float(value))

@@ -10,6 +10,7 @@ from submitit import JobEnvironment
 from dist_resnet.config import config_file
 from dist_resnet.diagnosis import findings
 from dist_resnet.diagnosis.findings import Report
+from dist_resnet.runtime import imports
 from dist_resnet.runtime.signals import COMPLETED
 from launch.jobs.task import WorkerTask, end_with
 
@@ -21,8 +22,8 @@ class DoctorTask(WorkerTask):
     max_faults: int = 0
 
     def __call__(self) -> str:
-        from dist_resnet.diagnosis import doctor  # torch
-
+        with imports.for_good():
+            from dist_resnet.diagnosis import doctor
         if self.launcher:
             threading.Thread(target=end_with, args=(self.launcher,), daemon=True).start()
         job, directory = JobEnvironment(), Path(self.run_dir)

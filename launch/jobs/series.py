@@ -10,6 +10,7 @@ from pathlib import Path
 
 from submitit import JobEnvironment
 
+from dist_resnet.runtime import imports
 from dist_resnet.runtime.signals import COMPLETED, StopSignal
 from launch.jobs.task import WorkerTask, end_with
 
@@ -34,8 +35,8 @@ class SeriesTask:
         threading.Thread(target=end_with, args=(self.launcher,), daemon=True).start()
         task = WorkerTask("")
         task.join(job)
-        from dist_resnet import worker
-
+        with imports.for_good():
+            from dist_resnet import worker
         once, outcome = 0.0, COMPLETED
         for number, run_dir in enumerate(self.run_dirs):
             if number:

@@ -17,6 +17,7 @@ import psutil
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from dist_resnet.runtime import imports
 from dist_resnet.runtime.signals import PREEMPTED, StopSignal
 from dist_resnet.tracking.starts import restarts
 
@@ -52,8 +53,8 @@ class WorkerTask:
         if "SUBMITIT_FOLDER" in os.environ:
             job.paths.result_pickle.unlink(missing_ok=True)  # an earlier start's
         self.join(job)
-        from dist_resnet import worker
-
+        with imports.for_good():
+            from dist_resnet import worker
         outcome = worker.main(self.run_dir, stop)
         if outcome == PREEMPTED and self.requeues and callable(stop.before[signal.SIGUSR2]):
             leave(stop, job)
