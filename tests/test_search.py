@@ -371,7 +371,7 @@ def test_of_sixteen_agents_no_two_take_one_trial_and_what_a_dead_one_left_goes_o
 TRAINED = """\
 method: random
 metric: {name: val/top1, goal: maximize}
-run_cap: 12
+run_cap: 8
 early_terminate: {type: hyperband, min_iter: 2, eta: 4}
 parameters:
   optim.lr: {distribution: log_uniform_values, min: 0.02, max: 0.5}
@@ -387,7 +387,7 @@ command: ["${env}", dist-resnet, train, tiny.yaml, --data.evaluate_on, val, --sc
 def test_agents_killed_and_preempted_leave_the_same_search_behind(
     cli, small_path, held_out, slurm_cluster, workers, tmp_path
 ):
-    """Twelve trials with two agents; one is preempted in mid-run, then all processes of one are
+    """Eight trials with two agents; one is preempted in mid-run, then all processes of one are
     killed. The trials that are promoted follow from the results alone; they end with the weights of
     a training straight through, and only what a killed one had not saved is trained again."""
     (cli.directory / "held_out").symlink_to(held_out)
@@ -399,7 +399,7 @@ def test_agents_killed_and_preempted_leave_the_same_search_behind(
         *("--workers-per-node", 1, "--sweep-dir", "found"),
         **environment,
     )
-    assert code == 0 and "12 trials" in output and "2 agents" in output, output
+    assert code == 0 and "8 trials" in output and "2 agents" in output, output
     job, directory = output.split("job ")[1].split()[0], cli.directory / "found"
     preempted = wait_for(lambda: mid_run(directory), directory)
     slurm_cluster.command("scancel", "--signal=USR2", agent_of(directory, preempted))
@@ -409,10 +409,10 @@ def test_agents_killed_and_preempted_leave_the_same_search_behind(
     wait_for(lambda: finished(slurm_cluster, job), directory, 1000)
 
     found = results.read(directory)
-    assert [t.number for t in found.trials] == list(range(12)), logs(directory)
+    assert [t.number for t in found.trials] == list(range(8)), logs(directory)
     assert {t.state for t in found.trials} == {"paused", "complete"}
     promoted = {t.number for t in found.trials if t.target == 1}
-    assert len(promoted) >= 3 and promoted == promoted_by(found.trials)
+    assert len(promoted) >= 2 and promoted == promoted_by(found.trials)
     again = {path.name: steps_again(path) for path in sorted(directory.glob("trial_*"))}
     assert all(step > saved for step in again.pop(victim.name)) and not any(again.values()), again
     for number in sorted(promoted)[:2]:
