@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_identical, curves, without_last_checkpoint
-from numba import njit
 from numba.core.event import install_recorder
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
 
 from dist_resnet import worker
 from dist_resnet.data import jpeg, manifest, sampling
@@ -111,7 +109,9 @@ def test_random_resized_crops_depend_on_seed_epoch_and_sample_alone(tree):
 
 
 def test_crop_boxes_are_distributed_as_torchvisions():
-    box, image = njit(crop_box), torch.empty(3, 375, 500)
+    from torchvision.transforms import RandomResizedCrop  # seconds, for every process that collects
+
+    box, image = crop_box, torch.empty(3, 375, 500)
     draws = sampling.mix(np.arange(10_000, dtype=np.uint64))
     ours = np.array([box(375, 500, draw, 0.08, 1.0) for draw in draws])
     theirs = np.array(

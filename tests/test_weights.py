@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import CONFIG, TEST, TRAIN, assert_identical, curves, without_last_checkpoint
 from PIL import Image
 
@@ -217,6 +216,8 @@ def test_the_last_layer_is_new_where_the_classes_are_others(trained):
 
 
 def test_torchvisions_own_weights_start_family_imagenet(tmp_path):
+    import torchvision  # seconds, for every process that collects
+
     theirs = torchvision.models.resnet18().eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     weights = files.read(tmp_path / "resnet18.pth")

@@ -71,7 +71,9 @@ class WorkerPool:
     def _begin(self, function: Callable, arguments: tuple, size: int) -> None:
         self._allow(size)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dist_resnet.worker", "dist_resnet.reports.figures"])
+        context.set_forkserver_preload(
+            ["dist_resnet.worker", "dist_resnet.reports.figures", "torch._dynamo"]
+        )
         while len(self._workers) < size:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -101,9 +103,9 @@ class WorkerPool:
 
 
 def _serve(pipe: Connection) -> None:
-    gc.freeze()  # what is imported: a collection would copy its pages for this process
     while True:
         environment, function, arguments = pipe.recv()
+        gc.freeze()  # what is imported and compiled: a collection would copy its pages
         os.environ.update(environment)
         torch.set_num_threads(THREADS)
         said = io.StringIO()

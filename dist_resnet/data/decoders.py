@@ -24,18 +24,17 @@ from dist_resnet.data.ffcv import (
 
 ATTEMPTS = 10
 RATIO = (3 / 4, 4 / 3)
-_mix = numba.njit(sampling.mix)
+_mix = numba.njit(cache=True)(sampling.mix)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
+@numba.njit(cache=True)
 def _fraction(bits: int, shift: int) -> float:
     """24 of the bits, as a number in [0, 1)."""
     return np.float64((bits >> np.uint64(shift)) & np.uint64(0xFFFFFF)) / 16777216.0
 
 
-_fraction = numba.njit(_fraction)
-
-
+@numba.njit(nogil=True, fastmath=True, cache=True)
 def crop_box(height, width, draw, smallest, largest):
     """(top, left, height, width) of a crop whose area is a uniform share of the image's in
     [smallest, largest] and whose aspect ratio is log-uniform in [3/4, 4/3]; after ten attempts that
@@ -185,7 +184,7 @@ class RandomResizedCrop(ResizedCrop):
 
     def box(self) -> Callable:
         address, (smallest, largest) = self.key.ctypes.data, self.area
-        mix, draw_box = _mix, Compiler.compile(crop_box)
+        mix, draw_box = _mix, crop_box
 
         def box(height, width, sample):
             key = carray(cast_int_to_byte_ptr(address), (8,)).view(np.uint64)

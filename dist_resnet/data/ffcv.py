@@ -7,7 +7,8 @@ it is left alone.
 leaves nothing behind.
 - Its readers set a flag on numba's own type of byte arrays, for the whole process: code that numba
 has on disk is then not found, or sought for ever. A type of theirs serves.
-- It compiles its C functions' wrappers, and our functions, again for every loader: now once.
+- It compiles its C functions' wrappers, and our functions, again for every loader: now once. Its
+reader of the mapped file is compiled in every process: ours is kept on disk.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
@@ -73,17 +74,14 @@ _MAPPED = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 _STATE = numba.types.Tuple([_MAPPED, numba.uint64[::1], numba.uint64[::1]])
 
 
+@numba.njit(nogil=True, cache=True)
 def _read(address, state):
     size = state[2][np.searchsorted(state[1], address)]
     return state[0][address : address + size]
 
 
-def _compile_reader(self: os_cache.OSCacheManager) -> Any:
-    return Compiler.compile(_read, _MAPPED(numba.uint64, _STATE))
-
-
 os_cache.OSCacheManager.state_type = property(lambda self: _STATE)
-os_cache.OSCacheManager.compile_reader = _compile_reader
+os_cache.OSCacheManager.compile_reader = lambda self: _read
 
 
 class _PrivateMemory(mmap.mmap):
