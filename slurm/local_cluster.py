@@ -115,7 +115,10 @@ class LocalCluster:
         self.start(node, "slurmd", "-D", "-N", node)
 
     def kill_controller(self) -> None:
-        """As if its machine had failed; `restart_controller` finds what it had saved."""
+        """As if its machine had failed, once it has saved how things stand, which it does within
+        five seconds: a job that is not known to run would be started again, and its node drained
+        ("Duplicate jobid"). `restart_controller` finds what was saved."""
+        time.sleep(6)
         self.daemons["slurmctld"].kill()
         self.daemons.pop("slurmctld").wait()
 
