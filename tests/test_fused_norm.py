@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dist_resnet.models.fused_norm import norm_add_relu
+from dist_resnet.models import fused_kernels, fused_norm
+from dist_resnet.models.fused_norm import norm_add_relu, two_ways
 
 ULP = 2**-8  # of bfloat16, relative
 
@@ -48,3 +49,21 @@ def test_agrees_with_torch_in_float64(one_thread, shape, relu, skips, training):
     for mine, true in zip(fused, exact, strict=True):
         assert (mine - true).norm() <= 1.5 * ULP * true.norm()
     assert (fused[4] - exact[4]).norm() <= 1e-6 * exact[4].norm()  # statistics are float32
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 6, 6), (7, 20, 3, 1)])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_gradients_of_two_ways_add_up_to_torchs_bits(one_thread, monkeypatch, shape, ways):
+    """Of a block whose shortcut is another memory format's, and of one without a shortcut."""
+    torch.manual_seed(0)
+    x, *gradients = (torch.randn(shape).bfloat16() for _ in range(3))
+    gradients[0] = gradients[0].to(memory_format=torch.channels_last)
+    found, added = [], []
+    add = fused_kernels.add
+    monkeypatch.setattr(fused_kernels, "add", lambda *given: (added.append(1), add(*given)))
+    for fused in (True, False):
+        monkeypatch.setattr(fused_norm, "_can_be_fused", lambda x, fused=fused: fused)
+        of = x.clone().requires_grad_()
+        torch.autograd.backward(two_ways(of)[:ways], gradients[:ways])
+        found.append(of.grad)
+    assert torch.equal(*found) and len(added) == ways - 1

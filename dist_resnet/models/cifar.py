@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dist_resnet.config import CifarModel
-from dist_resnet.models.fused_norm import norm_add_relu
+from dist_resnet.models.fused_norm import norm_add_relu, two_ways
 
 
 class Shortcut(nn.Module):
@@ -25,7 +25,9 @@ class Shortcut(nn.Module):
         self.new_channels, self.stride = new_channels, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        x = x.permute(0, 2, 3, 1)  # as it lies, so that the gradient of the slice lies so, too
+        x = F.pad(x[:, :: self.stride, :: self.stride], (0, self.new_channels))
+        return x.permute(0, 3, 1, 2)
 
 
 class NoShortcut(nn.Module):
@@ -73,7 +75,8 @@ class Block(nn.Module):
         x = F.max_pool2d(x, 2) if self.pools else x
         if self.order == "preact":
             return self._forward_preact(x)
-        skip = self.shortcut(x)
+        x, beside = two_ways(x)
+        skip = self.shortcut(beside)
         if self.dropped and self.training:
             return self._without_branch(skip)
         for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
@@ -89,8 +92,14 @@ class Block(nn.Module):
 
     def _forward_preact(self, x: torch.Tensor) -> torch.Tensor:
         projects, dropped = isinstance(self.shortcut, nn.Conv2d), self.dropped and self.training
-        y = x if dropped and not projects else norm_add_relu(self.norms[0], x)
-        skip = self.shortcut(y if projects else x)
+        if dropped and not projects:
+            return self.shortcut(x)
+        if projects:
+            y, beside = two_ways(norm_add_relu(self.norms[0], x))
+        else:
+            x, beside = two_ways(x)
+            y = norm_add_relu(self.norms[0], x)
+        skip = self.shortcut(beside)
         if dropped:
             return skip
         for conv, norm in zip(self.convs[:-1], self.norms[1:]):

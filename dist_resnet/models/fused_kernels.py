@@ -116,6 +116,16 @@ def apply(x, scale, shift, skip, relu, out):
 
 
 @numba.njit(cache=True)
+def add(one, other, width, out):
+    """out = one + other, in rows of `width` numbers."""
+    for i in range(len(out) // width):
+        begin, end = i * width, (i + 1) * width
+        left, right, to = one[begin:end], other[begin:end], out[begin:end]
+        for j in range(width):
+            to[j] = _round(_load(left[j]) + _load(right[j]))
+
+
+@numba.njit(cache=True)
 def gradient(dy, x, out, relu, a, b, c, dx, dskip):
     """dx = a g + b x + c, and dskip = g where it is not empty; a, b, c (width,)."""
     width = len(a)

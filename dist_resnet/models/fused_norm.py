@@ -34,6 +34,13 @@ def norm_add_relu(
     return F.relu(y) if relu else y
 
 
+def two_ways(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, (N, C, H, W), twice: for a block's branch and for its shortcut. Where the gradients of
+    both can be added by our own loop, in a third of torch's time for bfloat16, they are: to the
+    same bits."""
+    return _TwoWays.apply(x) if _can_be_fused(x) else (x, x)
+
+
 def take_add_relu(model: nn.Module, add_relu: Callable | None) -> None:
     """What adds and cuts off after BN in place of torch's two operations; None: those again."""
     for norm in model.modules():
@@ -93,6 +100,22 @@ class _Fused(torch.autograd.Function):
         vectors = (torch.from_numpy(v.astype(np.float32)) for v in (dgamma, dbeta))
         passed_on = dy if ctx.skips and not ctx.relu else dskip
         return dx, *vectors, passed_on, None, None
+
+
+class _TwoWays(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> torch.Tensor | None:
+        one, *other = (_channels_last(g) for g in gradients if g is not None)
+        if not other:  # a plain network's shortcut, or the branch of a block that is left out
+            return one
+        total = torch.empty_like(one)
+        kernels.add(_bits(one), _bits(other[0]), kernels.width(*_size(one)), _bits(total))
+        return total
 
 
 def _moments(x: torch.Tensor, norm: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]:
