@@ -56,8 +56,7 @@ def preempt_twice(job: Job) -> None:
 
 def controller_restarts(job: Job) -> None:
     """Meanwhile a worker is killed, and nobody can be asked to requeue the job."""
-    job.cluster.kill_controller()
-    kill_worker(job)
+    job.lose_worker_and_controller()
     time.sleep(8)
     job.cluster.restart_controller()
 

@@ -3,6 +3,7 @@ benchmarks/chaos.py."""
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -119,6 +120,19 @@ class Job:
                 if is_ours and node in (None, process.environ().get("SLURMD_NODENAME")):
                     found.append(process)
         return found
+
+    def lose_worker_and_controller(self) -> None:
+        """A worker is killed while the controller is down. Nobody trains on while it saves."""
+        workers = self.workers()
+        for worker in workers:
+            worker.suspend()
+        try:
+            self.cluster.kill_controller()
+            victim = workers.pop(random.randrange(len(workers)))
+            victim.kill()
+        finally:
+            for worker in workers:
+                worker.resume()
 
     def log(self) -> str:
         logs = sorted(self.run_dir.glob("logs/*_log.out")) if self.run_dir.exists() else []

@@ -145,8 +145,8 @@ def small_path(config_path) -> Path:
 
 
 LONGEST = (
-    "test_slurm_harms",
     "test_gpu_script",
+    "test_slurm_harms",
     "test_search",
     "test_training",
     "test_slurm",

@@ -1,4 +1,4 @@
-"""BN, addition and ReLU in one pass against torch's own operations."""
+"""BN, addition and ReLU in one pass, and gradients added, against torch's own operations."""
 
 import pytest
 import torch

@@ -33,12 +33,12 @@ def test_mixup_weighs_two_images_and_their_losses():
     mixing = Mixing(Data(mix="mixup", mix_alpha=0.4), seed=0, classes=5, device=CPU)
     images, labels = batch()
     weights = []
-    for step in range(400):
+    for step in range(4000):
         mixing.draw(step)
         weights.append(mixing.weight.item())
     beta = [mpmath.betainc(0.4, 0.4, 0, x, regularized=True) for x in sorted(weights)]
-    distance = max(abs(p - (i + 0.5) / 400) for i, p in enumerate(beta))
-    assert distance < 1.63 / 400**0.5  # Kolmogorov-Smirnov, p = 0.01
+    distance = max(abs(p - (i + 0.5) / 4000) for i, p in enumerate(beta))
+    assert distance < 1.63 / 4000**0.5  # Kolmogorov-Smirnov, p = 0.01
     mixing.draw(3)
     mixed, targets = mixing(images, labels)
     weight, other = weights[3], [5, 0, 1, 2, 3, 4]

@@ -1,6 +1,5 @@
 """One job on SLURM, harmed in every way: bit-identical in the end."""
 
-import random
 import shutil
 import time
 
@@ -50,13 +49,7 @@ def test_harmed_in_every_way_it_ends_bit_identical(slurm_cluster, overrides, str
     assert job.field("Restarts") == "1" and "preempted: saved at step" in job.log(), job.log()
     with unwritable(job.run_dir / "checkpoints"):
         job.until(lambda: "could not be written" in job.log(), 60)
-    workers = job.workers()
-    for worker in workers:
-        worker.suspend()
-    cluster.kill_controller()
-    victim = random.choice(workers)
-    for worker in workers:
-        worker.kill() if worker == victim else worker.resume()
+    job.lose_worker_and_controller()
     wait_for_text(job.output, "SLURM does not requeue it (no answer)")
     cluster.restart_controller()
 

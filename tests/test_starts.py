@@ -1,5 +1,9 @@
 """starts.jsonl: what a start leaves, whoever ends it; the code that it runs."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dist_resnet.tracking import starts
@@ -67,3 +71,22 @@ def test_code_is_copied_once_and_a_changed_checkout_is_told(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "is what runs" in told and "--code live" in told
     assert [path.name for path in tmp_path.iterdir()] == ["code"]
+
+
+def test_a_copy_of_the_code_has_what_numba_has_compiled(tmp_path):
+    script = """if True:
+    import numpy
+    from dist_resnet.models import fused_kernels
+    fused_kernels.add(*[numpy.zeros(64, numpy.uint16)] * 2, 64, numpy.zeros(64, numpy.uint16))
+    print(sum(fused_kernels.add.stats.cache_hits.values()))
+    """
+
+    def hits(source):
+        where = {**os.environ, "PYTHONPATH": str(source)}
+        call = [sys.executable, "-c", script]
+        done = subprocess.run(call, env=where, cwd=source, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    hits(starts.SOURCE)
+    assert hits(pinned.pin(tmp_path)) == 1

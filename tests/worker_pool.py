@@ -105,7 +105,7 @@ class WorkerPool:
 def _serve(pipe: Connection) -> None:
     while True:
         environment, function, arguments = pipe.recv()
-        gc.freeze()  # what is imported and compiled: a collection would copy its pages
+        gc.freeze()  # what is imported and compiled: collections would visit it, and copy its pages
         os.environ.update(environment)
         torch.set_num_threads(THREADS)
         said = io.StringIO()

@@ -15,7 +15,7 @@ from dist_resnet.data import sampling
 from dist_resnet.data.ffcv import AllocationQuery, Operation, SimpleRGBImageDecoder, State
 from dist_resnet.data.sampling import DX_SHIFT, DY_SHIFT, FIELD, Augment
 
-_mix = numba.njit(cache=True)(sampling.mix)
+mix = numba.njit(cache=True)(sampling.mix)
 _ONE, _DY, _DX, _FIELD = (np.uint64(v) for v in (1, DY_SHIFT, DX_SHIFT, FIELD))
 AS_IS = Augment(0, 0, "none", (0, 0, 0))
 
@@ -46,11 +46,11 @@ def _crop_flip(content, start, out, sample, keys, pad, flips, fill, cutout):
 
     Indices are unsigned: numba asks of a signed one whether it is negative, and its loops then take
     four times as long."""
-    hashed = _mix(np.uint64(sample))
-    crop, span = _mix(hashed ^ keys[0]), np.uint64(2 * pad + 1)
+    hashed = mix(np.uint64(sample))
+    crop, span = mix(hashed ^ keys[0]), np.uint64(2 * pad + 1)
     dy = np.int64(((crop >> _DY) & _FIELD) % span) - pad
     dx = np.int64(((crop >> _DX) & _FIELD) % span) - pad
-    flipped = flips and ((_mix(hashed ^ keys[1]) & _ONE) ^ keys[2]) != 0
+    flipped = flips and ((mix(hashed ^ keys[1]) & _ONE) ^ keys[2]) != 0
     height, width, _ = out.shape
     target, seen = (
         out.reshape(out.size),
@@ -74,7 +74,7 @@ def _crop_flip(content, start, out, sample, keys, pad, flips, fill, cutout):
             for k in range(np.uint64(3 * seen)):
                 target[to + k] = content[source + k]
     if cutout:
-        _cut_out(out, _mix(hashed ^ keys[3]), cutout, fill)
+        _cut_out(out, mix(hashed ^ keys[3]), cutout, fill)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)

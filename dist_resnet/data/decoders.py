@@ -11,6 +11,7 @@ import numpy as np
 from numba import carray
 
 from dist_resnet.data import jpeg, sampling
+from dist_resnet.data.augment import mix
 from dist_resnet.data.ffcv import (
     IMAGE_MODES,
     AllocationQuery,
@@ -24,7 +25,6 @@ from dist_resnet.data.ffcv import (
 
 ATTEMPTS = 10
 RATIO = (3 / 4, 4 / 3)
-_mix = numba.njit(cache=True)(sampling.mix)
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -34,7 +34,7 @@ def _fraction(bits: int, shift: int) -> float:
     return np.float64((bits >> np.uint64(shift)) & np.uint64(0xFFFFFF)) / 16777216.0
 
 
-@numba.njit(nogil=True, fastmath=True, cache=True)
+@numba.njit(cache=True)
 def crop_box(height, width, draw, smallest, largest):
     """(top, left, height, width) of a crop whose area is a uniform share of the image's in
     [smallest, largest] and whose aspect ratio is log-uniform in [3/4, 4/3]; after ten attempts that
@@ -43,14 +43,14 @@ def crop_box(height, width, draw, smallest, largest):
     draw: uint64, the sample's hash of this epoch. Szegedy et al. 2014, section 6; as in
     torchvision's RandomResizedCrop."""
     for _ in range(ATTEMPTS):
-        draw = _mix(draw + _GAMMA)
+        draw = mix(draw + _GAMMA)
         area = height * width * (smallest + (largest - smallest) * _fraction(draw, 40))
         ratio = math.exp(
             math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * _fraction(draw, 8)
         )
         w, h = int(round(math.sqrt(area * ratio))), int(round(math.sqrt(area / ratio)))
         if 0 < w <= width and 0 < h <= height:
-            place = _mix(draw)
+            place = mix(draw)
             return (
                 int(_fraction(place, 40) * (height - h + 1)),
                 int(_fraction(place, 8) * (width - w + 1)),
@@ -184,11 +184,11 @@ class RandomResizedCrop(ResizedCrop):
 
     def box(self) -> Callable:
         address, (smallest, largest) = self.key.ctypes.data, self.area
-        mix, draw_box = _mix, crop_box
+        draw, mixed = crop_box, mix
 
         def box(height, width, sample):
             key = carray(cast_int_to_byte_ptr(address), (8,)).view(np.uint64)
-            return draw_box(height, width, mix(mix(sample) ^ key[0]), smallest, largest)
+            return draw(height, width, mixed(mixed(sample) ^ key[0]), smallest, largest)
 
         return box
 

@@ -5,10 +5,10 @@
 it is left alone.
 - Its writer keeps the metadata in shared memory, for processes that we do not use: private memory
 leaves nothing behind.
-- Its readers set a flag on numba's own type of byte arrays, for the whole process: code that numba
-has on disk is then not found, or sought for ever. A type of theirs serves.
-- It compiles its C functions' wrappers, and our functions, again for every loader: now once. Its
-reader of the mapped file is compiled in every process: ours is kept on disk.
+- Its reader of a mapped file is compiled by every process, and for that sets a flag on numba's own
+type of byte arrays: code that numba has on disk is then not found, or sought for ever. Ours is kept
+on disk, and sets none.
+- It compiles its C functions' wrappers, and our functions, again for every loader: now once.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
@@ -70,17 +70,12 @@ def _compile_once(code: Any, signature: Any = None) -> Any:
 Compiler.compile = _compile_once
 
 
-_MAPPED = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-_STATE = numba.types.Tuple([_MAPPED, numba.uint64[::1], numba.uint64[::1]])
-
-
-@numba.njit(nogil=True, cache=True)
+@numba.njit(cache=True)
 def _read(address, state):
     size = state[2][np.searchsorted(state[1], address)]
     return state[0][address : address + size]
 
 
-os_cache.OSCacheManager.state_type = property(lambda self: _STATE)
 os_cache.OSCacheManager.compile_reader = lambda self: _read
 
 

@@ -1,7 +1,8 @@
 """The sample stream: which sample, which crop, flip and hole, as a pure function of (seed, epoch,
 sample id).
 
-There is no generator whose state would have to be kept: every draw is a hash of a counter. Global
+There is no generator whose state would have to be kept: every draw is a hash of a counter (but for
+mixup's weight, whose generator is made anew for every step). Global
 batch k of an epoch therefore holds the same images with the same crops and flips for any number of
 workers and loader threads, streamed or resident, started afresh or resumed in mid-epoch. The hash
 is the finaliser of splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number

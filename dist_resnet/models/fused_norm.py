@@ -3,7 +3,8 @@
 A step on a CPU is half a matter of memory, and torch's BN, addition and ReLU pass over an
 activation far more often than they must. Forward: y = relu(gamma (x - mean) / std + beta + skip).
 Backward: g = dy where y > 0 is skip's gradient, and x's is a g + b x + c, with a, b, c for each
-channel as in Ioffe and Szegedy 2015, section 3. For workers of one thread: numba's threads and
+channel as in Ioffe and Szegedy 2015, section 3. Where a block begins, the gradients of its branch
+and of its shortcut are added. For workers of one thread: numba's threads and
 torch's, each waiting for work by spinning, would keep the cores from each other."""
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from dist_resnet.models import fused_kernels as kernels
 
@@ -82,6 +84,7 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, out, gamma), dy = ctx.saved_tensors, _channels_last(dy)
         sums, (count, _) = _zeros(x), _size(x)
@@ -109,12 +112,15 @@ class _TwoWays(torch.autograd.Function):
         return x.view_as(x), x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> torch.Tensor | None:
-        one, *other = (_channels_last(g) for g in gradients if g is not None)
-        if not other:  # a plain network's shortcut, or the branch of a block that is left out
-            return one
+    @once_differentiable
+    def backward(
+        ctx: Any, one: torch.Tensor | None, other: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if one is None or other is None:  # of a plain network, or where a branch is left out
+            return other if one is None else one
+        one, other = _channels_last(one), _channels_last(other)
         total = torch.empty_like(one)
-        kernels.add(_bits(one), _bits(other[0]), kernels.width(*_size(one)), _bits(total))
+        kernels.add(_bits(one), _bits(other), kernels.width(*_size(one)), _bits(total))
         return total
 
 

@@ -38,7 +38,7 @@ def pin(directory: Path) -> Path:
 
 
 def _copy(to: Path) -> None:
-    unread = shutil.ignore_patterns("__pycache__")
+    unread = shutil.ignore_patterns("*.pyc", "*.tmp.*")  # but what numba has compiled goes along
     for name in PACKAGES:
         shutil.copytree(SOURCE / name, to / name, ignore=unread)
     (to / COMMIT).write_text((commit() or "") + "\n")
