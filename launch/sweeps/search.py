@@ -19,7 +19,6 @@ from launch.sweeps import definition, rungs
 from launch.sweeps.definition import Sweep
 from launch.sweeps.rungs import Rungs
 
-KINDS = ("file", "asha", "tpe", "random")
 METRICS = {"val/top1": "maximize", "val/top5": "maximize", "val/loss": "minimize"}
 
 
