@@ -26,8 +26,8 @@ STYLES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are drawn as one curve: a run, or the seeds of one setting, as their mean with its
-    95 % interval."""
+    """Runs that are drawn as one curve: a run, or the seeds of one setting, as their mean; from
+    three seeds on with its 95 % interval."""
 
     run_dirs: Sequence[Path]
     settings: dict[str, Any]  # the keys that differ between the runs compared, and their values
@@ -147,9 +147,10 @@ def _together(
 
 
 def _curve(axis: Axes, steps: Sequence[int], values: np.ndarray, style: dict[str, Any]) -> None:
-    """values: (runs, steps), drawn as their mean; with the 95 % interval of the mean as a band."""
+    """values: (runs, steps), drawn as their mean; from three runs on with the 95 % interval of the
+    mean as a band (that of two, by Student's t, dwarfs the curves)."""
     axis.plot(steps, values.mean(0), **style)
-    if len(values) > 1 and "marker" in style:
+    if len(values) > 2 and "marker" in style:
         half = np.array([interval(column) for column in values.T.tolist()])
         low, high = values.mean(0) - half, values.mean(0) + half
         axis.fill_between(
