@@ -79,6 +79,14 @@ def test_linear_warmup_reaches_the_peak():
     assert rates[99] == rates[100] == pytest.approx(0.2) and rates == sorted(rates)
 
 
+def test_a_warmup_above_the_learning_rate_is_named():
+    def row(*overrides):
+        return dict(derive(8, "--schedule.warmup", "linear", *overrides).rows())["warmup"]
+
+    assert "lower --schedule.warmup_lr" in row("--optim.lr", "0.001")
+    assert "lower --schedule.warmup_lr" not in row("--optim.lr", "0.01")
+
+
 def test_warmup_in_epochs_of_the_recipe():
     p = derive(1, "--schedule.warmup", "linear", "--schedule.warmup_length", "5 epochs")
     assert p.warmup_steps == round(5 * 50_000 / 128)

@@ -100,6 +100,8 @@ class Plan:
             shares = f"{self.parts} virtual ones x {self.local_batch // self.parts:,} = "
         if self.warmup == "constant" and self.k > 1:
             warmup += " (at k > 1 Goyal et al. found --schedule.warmup linear better)"
+        if self.warmup != "none" and self.warmup_lr > self.peak_lr:
+            warmup += " (above the learning rate: lower --schedule.warmup_lr)"
         return [
             (
                 "global batch",
