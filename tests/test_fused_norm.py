@@ -4,17 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from dist_resnet.models import fused_kernels, fused_norm
+from dist_resnet.models import fused_kernels, fused_norm, torch_threads
 from dist_resnet.models.fused_norm import norm_add_relu, two_ways
 
-ULP = 2**-8  # of bfloat16, relative
+ULP = {torch.bfloat16: 2**-8, torch.float32: 2**-16}  # relative; float32's sums are of thousands
+SHAPES = [(8, 16, 6, 6), (3, 32, 5, 5), (7, 20, 3, 1), (5, 256, 1, 1), (16, 16, 32, 32)]
 
 
-@pytest.fixture
-def one_thread():
+@pytest.fixture(autouse=True)
+def threads():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
@@ -38,22 +39,35 @@ def outcome(dtype, relu, skips, training, shape):
     return [t.double() for t in (*found, *([skip.grad] if skips else []))]
 
 
-@pytest.mark.parametrize("shape", [(8, 16, 6, 6), (3, 32, 5, 5), (7, 20, 3, 1), (5, 256, 1, 1)])
+@pytest.mark.parametrize("dtype", ULP)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("relu, skips, training", [
     (True, False, True), (True, True, True), (False, True, True), (False, False, True),
     (True, True, False),
 ])  # fmt: skip
-def test_agrees_with_torch_in_float64(one_thread, shape, relu, skips, training):
-    fused = outcome(torch.bfloat16, relu, skips, training, shape)
+def test_agrees_with_torch_in_float64(dtype, relu, skips, training, shape):
+    fused = outcome(dtype, relu, skips, training, shape)
     exact = outcome(torch.float64, relu, skips, training, shape)
     for mine, true in zip(fused, exact, strict=True):
-        assert (mine - true).norm() <= 1.5 * ULP * true.norm()
+        assert (mine - true).norm() <= 1.5 * ULP[dtype] * true.norm()
     assert (fused[4] - exact[4]).norm() <= 1e-6 * exact[4].norm()  # statistics are float32
+
+
+@pytest.mark.parametrize("dtype", ULP)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_number_of_threads_changes_no_bit(threads, dtype, shape):
+    """Of more threads than there are blocks, too, where there is one block."""
+    assert torch_threads.FOUND
+    one = outcome(dtype, True, True, True, shape)
+    for number in (2, 5):
+        threads(number)
+        for mine, expected in zip(outcome(dtype, True, True, True, shape), one, strict=True):
+            assert torch.equal(mine, expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 6, 6), (7, 20, 3, 1)])
 @pytest.mark.parametrize("ways", [1, 2])
-def test_gradients_of_two_ways_add_up_to_torchs_bits(one_thread, monkeypatch, shape, ways):
+def test_gradients_of_two_ways_add_up_to_torchs_bits(monkeypatch, shape, ways):
     """Of a block whose shortcut is another memory format's, and of one without a shortcut."""
     torch.manual_seed(0)
     x, *gradients = (torch.randn(shape).bfloat16() for _ in range(3))
