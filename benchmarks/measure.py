@@ -192,7 +192,7 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
 
 
 def build(config: Any, run_dir: Path, world: World) -> Training:
-    data_dir = Path(config.data.dir)
+    data_dir, (config, _) = Path(config.data.dir), worker.settle_precision(config, world)
     run = worker.build(
         config, run_dir, data_dir, manifest.load(data_dir), world, StopSignal(), Progress()
     )

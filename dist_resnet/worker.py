@@ -26,9 +26,10 @@ from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
 from dist_resnet.reports.confusion import Confusion
-from dist_resnet.runtime import distributed, gpus, lock, memory
+from dist_resnet.runtime import distributed, gpus, lock, memory, precision
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.gpus import Gpu
+from dist_resnet.runtime.precision import DTYPES, Settled
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import Tracker
@@ -72,9 +73,11 @@ def life(
     progress: Progress,
 ) -> str:
     """From build to finish or leave. What it holds of the process group is let go with it."""
+    saved = checkpoint.load_latest(run_dir / "checkpoints", world)
+    config, settled = settle_precision(config, world, saved)
     run = build(config, run_dir, data_dir, betons, world, stop, progress)
-    announce(run, betons)
-    saved = resume(run, run_dir, betons)
+    announce(run, betons, settled)
+    resume(run, run_dir, betons, saved)
     start = starts.Start(run_dir, writes=world.rank == 0)
     start.begin(world.gather(starts.node()), world.size, world.device.type, progress.step)
     try:
@@ -109,6 +112,16 @@ def locked(run_dir: Path, world: World, patience_s: float = 10.0) -> Iterator[No
         yield
 
 
+def settle_precision(
+    config: Config, world: World, saved: dict[str, Any] | None = None
+) -> tuple[Config, Settled]:
+    """The configuration with train.precision as every rank trains in it, and why. saved: the
+    checkpoint that is resumed."""
+    usable, kept = for_device.half_precisions(config), saved["precision"] if saved else None
+    settled = precision.settle(config.train.precision, kept, usable, world, starts.node())
+    return for_device.with_precision(config, settled.name), settled
+
+
 def build(
     config: Config,
     run_dir: Path,
@@ -118,7 +131,7 @@ def build(
     stop: StopSignal,
     progress: Progress,
 ) -> Training:
-    """Everything that a training needs, as it is before step 0."""
+    """Everything that a training needs, as it is before step 0. config: of a settled precision."""
     train = config.train
     if train.cuda_graph is True and world.device.type != "cuda":
         raise ValueError("train.cuda_graph = True: there is no GPU; leave it out")
@@ -127,7 +140,7 @@ def build(
     prepare_torch(config, world)
     network = models.build(config.model, len(betons.classes))
     network.to(world.device).to(memory_format=torch.channels_last)
-    normalise = Normalise.of(betons.mean, betons.std, loop.PRECISION[train.precision], world.device)
+    normalise = Normalise.of(betons.mean, betons.std, DTYPES[train.precision], world.device)
     train_data = loader.train_loader(config, data_dir, betons, world, plan)
     eval_data = loader.eval_loader(config, data_dir, betons, config.data.evaluate_on, world)
     if isinstance(config.model, SpeedrunModel) and config.model.whiten:
@@ -184,7 +197,7 @@ def prepare_torch(config: Config, world: World) -> None:
     torch.manual_seed(train.seed)
 
 
-def announce(run: Training, betons: Manifest) -> None:
+def announce(run: Training, betons: Manifest, settled: Settled) -> None:
     """Print what will be done: the Plan, and what might surprise."""
     say, parameters = run.tracker.say, sum(p.numel() for p in run.model.parameters())
     if run.world.device.type == "cuda":
@@ -193,8 +206,10 @@ def announce(run: Training, betons: Manifest) -> None:
                 say(f"warning: {line}")
     say(
         f"{run.config.model.name} ({parameters:,} parameters) on {betons.dataset}, "
-        f"{run.world.size} x {run.world.device.type}, {run.config.train.precision}"
+        f"{run.world.size} x {run.world.device.type}, {settled}"
     )
+    for line in settled.warnings:
+        say(f"warning: {line}")
     for name, value in run.plan.rows():
         say(f"  {name:<14} {value}")
     if "val" in betons.splits and run.config.data.evaluate_on != "val":
@@ -205,10 +220,9 @@ def announce(run: Training, betons: Manifest) -> None:
         )
 
 
-def resume(run: Training, run_dir: Path, betons: Manifest) -> dict[str, Any] | None:
+def resume(run: Training, run_dir: Path, betons: Manifest, saved: dict[str, Any] | None) -> None:
     """Take up the latest whole checkpoint, if there is one, and open the tracker there. Where there
-    is none, the training begins: with train.init_from, from those weights. Returns it."""
-    saved = checkpoint.load_latest(run_dir / "checkpoints", run.world)
+    is none, the training begins: with train.init_from, from those weights."""
     if saved is not None:
         state.restore(run, saved, run_dir, betons)
         before = saved["world_size"]
@@ -224,7 +238,6 @@ def resume(run: Training, run_dir: Path, betons: Manifest) -> dict[str, Any] | N
         saved["wandb_id"] if saved else "",
         tags=(run.config.model.name, betons.dataset, where),
     )
-    return saved
 
 
 def start_from(run: Training, source: str, betons: Manifest) -> None:
@@ -304,6 +317,7 @@ def evaluate(
     run_dir = Path(run_dir)
     config = config_file.load(run_dir / "config.yaml")
     saved = checkpoint.load(checkpoint.named(run_dir / "checkpoints", which))
+    config = for_device.with_precision(config, saved["precision"])
     train, split = config.train, split or config.data.evaluate_on
     with distributed.connect(train.device, train.timeout_s) as world:
         data_dir = Path(config.data.dir)
@@ -312,9 +326,7 @@ def evaluate(
         model = models.build(config.model, len(betons.classes))
         model.to(world.device).to(memory_format=torch.channels_last)
         model.load_state_dict(saved["model"])
-        normalise = Normalise.of(
-            betons.mean, betons.std, loop.PRECISION[train.precision], world.device
-        )
+        normalise = Normalise.of(betons.mean, betons.std, DTYPES[train.precision], world.device)
         data = loader.eval_loader(config, data_dir, betons, split, world)
         prepare_torch(config, world)
         parts = schedule.plan(config, world.size, betons.splits["train"].samples).parts

@@ -67,7 +67,7 @@ def test_five_faults_of_one_machine(cli, shapes_dir, tmp_path):
         assert one.level == level and figure in one.figure, one
         assert remedy in one.remedy + one.figure and remedy in " ".join(ran.stdout.split()), one
     good = [f.name for f in found.values() if f.level == "good"]
-    assert {"versions", "device", "folder", "bf16", "channels_last"} <= set(good), found
+    assert {"versions", "device", "folder", "precision", "channels_last"} <= set(good), found
     assert "4 to mend, 1 to know" in ran.stdout
 
 

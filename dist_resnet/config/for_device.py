@@ -47,6 +47,19 @@ def _graph(config: Config, fits: bool) -> bool:
     return fits and config.optim.name == "sgd" and same and not own
 
 
+def with_precision(config: Config, name: Literal["bf16", "fp16", "fp32"]) -> Config:
+    """A configuration whose train.precision is settled. In fp32 there is nothing to cast."""
+    cast = "each" if name == "fp32" else config.train.cast
+    train = dataclasses.replace(config.train, precision=name, cast=cast)
+    return dataclasses.replace(config, train=train)
+
+
+def half_precisions(config: Config) -> tuple[Literal["bf16", "fp16"], ...]:
+    """Those that `train.precision: auto` may become, the better first: timm's optimizers would wait
+    for fp16's gradient scaler."""
+    return ("bf16", "fp16") if config.optim.name in ("sgd", "adam") else ("bf16",)
+
+
 def with_buckets(config: Config) -> Config:
     """A settled configuration, with DDP's buckets in place of its all-reduce."""
     train = dataclasses.replace(config.train, all_reduce="buckets", cuda_graph=False)

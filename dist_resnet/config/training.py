@@ -19,8 +19,11 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: a GPU per worker where there are any"
     )
-    precision: Literal["bf16", "fp16", "fp32"] = setting(
-        "bf16", "autocast type; fp16 comes with a gradient scaler"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto",
+        "autocast type; fp16 comes with a gradient scaler; auto: bf16 where every worker's device "
+        "multiplies it itself (AMX, AVX512_BF16, GPUs from sm_80), fp16 on GPUs that have only "
+        "that, else fp32; a run keeps what its first start has settled",
     )
     compile: Literal["none", "default", "max-autotune"] = setting(
         "none",

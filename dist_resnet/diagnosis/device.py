@@ -13,11 +13,11 @@ from dist_resnet.config import CifarModel, Config, Train
 from dist_resnet.data import sampling
 from dist_resnet.data.sampling import Augment
 from dist_resnet.diagnosis.findings import BAD, WARNING, Ill, NotHere
+from dist_resnet.runtime.precision import DTYPES, native
 
 BATCH = 32
 # of gradients, relative; four to twenty times what a sound CPU shows
 ROUNDING = {torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
-PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Trial:
@@ -45,7 +45,7 @@ class Trial:
         """All gradients of one step as one float32 vector."""
         network.zero_grad(set_to_none=True)
         exact = dtype == torch.float32
-        with torch.backends.cudnn.flags(benchmark=False, allow_tf32=not exact):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=not exact):
             with torch.autocast(self.device.type, dtype, enabled=not exact):
                 logits = network(self.images if images is None else images)
             F.cross_entropy(logits.float(), self.labels).backward()
@@ -64,10 +64,24 @@ class Trial:
 
 
 def half_precision(trial: Trial, config: Config) -> str:
-    dtype = PRECISION[config.train.precision]
-    if dtype == torch.float32:
+    """Of the format that is asked for, or that `auto` takes here: its gradients, and its speed
+    beside float32's. One that the device emulates is right, and slow."""
+    device, asked = native(trial.device), config.train.precision
+    name = asked if asked != "auto" else next(iter(device.formats), "bf16")
+    if name == "fp32":
         raise NotHere("train.precision is fp32")
-    return trial.agree(trial.gradients(trial.build(), dtype), dtype, BAD)
+    network = trial.build().to(memory_format=torch.channels_last)
+    images = trial.images.to(memory_format=torch.channels_last)
+    told = trial.agree(trial.gradients(network, DTYPES[name], images), DTYPES[name], BAD)
+    half = 1e3 * _seconds(trial, lambda: trial.gradients(network, DTYPES[name], images))
+    full = 1e3 * _seconds(trial, lambda: trial.gradients(network, images=images))
+    speeds = f"a step takes {half:.0f} ms in {name}, {full:.0f} ms in fp32"
+    if name in device.formats:
+        return f"{name} ({device.reason}): {told}; {speeds}"
+    emulated = f"{name} is emulated ({device.reason}): {speeds}"
+    if asked == "auto":
+        return f"fp32, since {emulated}"
+    raise Ill(emulated, "--train.precision auto", level=WARNING)
 
 
 def channels_last(trial: Trial, config: Config) -> str:
@@ -75,7 +89,9 @@ def channels_last(trial: Trial, config: Config) -> str:
     network = trial.build().to(memory_format=torch.channels_last)
     images = trial.images.to(memory_format=torch.channels_last)
     told = trial.agree(trial.gradients(network, images=images), torch.float32, BAD)
-    dtype = PRECISION[config.train.precision]
+    asked = config.train.precision
+    name = asked if asked != "auto" else next(iter(native(trial.device).formats), "fp32")
+    dtype = DTYPES[name]
     plain = _seconds(trial, lambda: trial.gradients(trial.network, dtype))
     fast = _seconds(trial, lambda: trial.gradients(network, dtype, images))
     return f"{told}, {plain / fast:.1f} times as fast"
@@ -97,7 +113,7 @@ def compiled(trial: Trial, train: Train) -> str:
 def cuda_graph(trial: Trial, train: Train) -> str:
     """A step captured and replayed on other images."""
     _require_gpu(trial)
-    level = BAD if train.cuda_graph else WARNING
+    level = BAD if train.cuda_graph is True else WARNING
     network, images = trial.build(), trial.images.flip(0).clone()
     try:
         aside = torch.cuda.Stream()
@@ -138,7 +154,7 @@ def checks(device: torch.device, config: Config) -> list[tuple]:
     """(name, remedy, function, *arguments) of each."""
     trial, train = Trial(device), config.train
     return [
-        (train.precision, "--train.precision fp32", half_precision, trial, config),
+        ("precision", "--train.precision fp32", half_precision, trial, config),
         ("channels_last", "a newer torch, or a newer cuDNN", channels_last, trial, config),
         ("torch.compile", "go without it (--train.compile none), or install g++ and Python's "
          "headers", compiled, trial, train),

@@ -30,7 +30,6 @@ from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
 from dist_resnet.weights.writer import Writer
 
-PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DIVERGED = (
     "the last good checkpoint is kept: lower --optim.lr, lengthen the warmup, "
     "or use --train.precision fp32"

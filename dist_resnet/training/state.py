@@ -22,6 +22,7 @@ def capture(run: Training, betons: Manifest) -> dict[str, Any]:
         "progress": run.progress.state(),
         "sums": run.sums.table(run.world),
         "config": run.config.to_dict(),
+        "precision": run.config.train.precision,
         "card": Card.of(run.config, betons).to_dict(),
         "fast_paths": run.fast_paths,
         "devices": run.devices,

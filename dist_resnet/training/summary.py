@@ -18,11 +18,11 @@ def summary(run: Training, dataset: str) -> dict[str, Any]:
     samples = progress.step * run.plan.global_batch
     to_top1 = {str(p): progress.seconds_to_top1.get(str(p)) for p in THRESHOLDS}
     return {
-        "config_digest": run.config.digest(),
         "dataset": dataset,
         "model": run.config.model.name,
         "world_size": run.world.size,
         "device": run.world.device.type,
+        "precision": run.config.train.precision,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "fast_paths": run.fast_paths,
         "steps": progress.step,
