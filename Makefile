@@ -4,16 +4,19 @@
 # make check                  ruff and mypy
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
 # make ffcv-wheel             FFCV as a wheel that needs no compiler, into wheels/
-# Each sets up what it needs first (launch/setup.sh), once.
+# Each sets up what it needs first (launch/setup.sh), once: `make train` without what only tests need.
 
 RUN := .venv/bin/dist-resnet
 
 .PHONY: train test test-fast test-gpu check setup ffcv-wheel cluster
 
-setup: .venv/.ready
+setup: .venv/.ready-tests
 
 .venv/.ready: pyproject.toml launch/setup.sh
 	@launch/setup.sh
+
+.venv/.ready-tests: pyproject.toml launch/setup.sh
+	@launch/setup.sh check,test
 
 train: .venv/.ready
 	@if [ ! -e data/cifar10/manifest.json ]; then \
@@ -30,20 +33,20 @@ train: .venv/.ready
 	fi; \
 	$(RUN) train configs/quickstart.yaml
 
-test: .venv/.ready
+test: .venv/.ready-tests
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-test-fast: .venv/.ready
+test-fast: .venv/.ready-tests
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 GPU_TESTS := stream checkpoint fast_paths training equal_trainings virtual_workers speedrun imagenet
 
-test-gpu: .venv/.ready
+test-gpu: .venv/.ready-tests
 	@mkdir -p "$(OUT)"
 	-.venv/bin/python -m pytest --device cuda -n 0 $(GPU_TESTS:%=tests/test_%.py) 2>&1 | tee "$(OUT)/tests.txt"
 	benchmarks/gpu.sh "$(DATA)" "$(OUT)"
 
-check: .venv/.ready
+check: .venv/.ready-tests
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 ffcv-wheel: .venv/.ready

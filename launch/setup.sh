@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Everything a fresh Debian or Ubuntu machine needs: missing system packages, .venv, this project in it.
-# `make` calls it when .venv/.ready is older than pyproject.toml.
+#   launch/setup.sh [EXTRAS]     EXTRAS of pyproject.toml, such as check,test: what tests need besides
+# `make` calls it when .venv/.ready (.venv/.ready-tests with extras) is older than pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf '\nsetup: %s\n' "$*" >&2; exit 1; }
 
+extras=${1:+[$1]}
 PYTHON=${PYTHON:-python3}
 command -v "$PYTHON" >/dev/null || fail "no $PYTHON: install Python 3.11 or newer (apt-get install python3 python3-venv), or set PYTHON"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -20,13 +22,14 @@ need() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' 
 
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 tag=$("$PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+compiles=  # whether FFCV is built from source
 if compgen -G "wheels/ffcv-*-$tag-*.whl" >/dev/null; then
   say "FFCV comes from wheels/"  # beyond what it bundles, it and its OpenCV load these three
   for library in libX11.so.6:libx11-6 libGL.so.1:libgl1 libglib-2.0.so.0:libglib2.0-0; do
     ldconfig -p 2>/dev/null | grep -q "${library%%:*}" || missing+=("${library##*:}")
   done
 elif ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
-  # FFCV is built from source
+  compiles=1
   if pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null && has_headers; then
     :
   elif command -v dpkg-query >/dev/null; then
@@ -38,26 +41,57 @@ elif ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   fi
 fi
 
+as_root=()
 if [ ${#missing[@]} -gt 0 ]; then
-  as_root=()
   [ "$(id -u)" = 0 ] || as_root=(sudo -n)
-  if command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then
-    say "installing ${missing[*]}"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-  else
+  command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; } ||
     fail "these are missing and cannot be installed here (no root, or no apt): ${missing[*]}
   With root:     apt-get install ${missing[*]}
   Without root:  - conda:  conda install -c conda-forge gxx pkg-config opencv libjpeg-turbo, then \`make\` again inside that environment
                  - or build FFCV's self-contained wheel where you have root (\`make ffcv-wheel\`), copy wheels/ here, \`make\` again"
-  fi
 fi
 
-say "Python packages into .venv (several GB where torch is not in pip's cache)"
-[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+install_system() {
+  local began=$SECONDS
+  say "installing ${missing[*]} (some 150 MB to fetch)"
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  say "system packages: $((SECONDS - began)) s"
+}
+if [[ " ${missing[*]} " == *" python3-venv "* ]]; then
+  install_system
+  missing=()
+fi
+
 options=(--quiet --disable-pip-version-check)
 [ -d wheels ] && options+=(--find-links wheels)
-.venv/bin/pip install "${options[@]}" -e '.[check,test]' || fail "pip could not install the packages; its message is above"
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+required() {  # by the project, but FFCV
+  .venv/bin/python -c 'import tomllib; print(*(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if not d.startswith("ffcv")), sep="\n")'
+}
+build_ffcv() {  # beside the download of torch, which takes as long
+  [ ${#missing[@]} = 0 ] || install_system
+  [ -n "$compiles" ] || return 0
+  local began=$SECONDS
+  .venv/bin/pip wheel "${options[@]}" --no-deps --no-binary ffcv --wheel-dir .venv/built \
+    "$(sed -n 's/^ *"\(ffcv==[^"]*\)".*/\1/p' pyproject.toml)"
+  say "FFCV built: $((SECONDS - began)) s"
+}
+
+build_ffcv &
+built=$!
+trap 'kill "$built" 2>/dev/null || true' EXIT
+began=$SECONDS
+if ! .venv/bin/python -c 'import torch, torchvision' 2>/dev/null; then
+  say "fetching torch and what else is needed: 3 GB where pip's cache has none of it, 6 GB on disk; a few minutes"
+  mapfile -t packages < <(required)
+  .venv/bin/pip install "${options[@]}" "${packages[@]}" || fail "pip could not install the packages; its message is above"
+  say "Python packages: $((SECONDS - began)) s"
+fi
+wait "$built" || fail "FFCV could not be built; the message is above"
+began=$SECONDS
+[ ! -d .venv/built ] || options+=(--find-links .venv/built)
+.venv/bin/pip install "${options[@]}" -e ".$extras" || fail "pip could not install the packages; its message is above"
 .venv/bin/python -c 'import ffcv, torch, torchvision' || fail "FFCV or torch does not import; its message is above"
-touch .venv/.ready
-say "ready"
+touch .venv/.ready ${1:+.venv/.ready-tests}
+say "this project${1:+ and what its tests need}: $((SECONDS - began)) s; ready after $SECONDS s"

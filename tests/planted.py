@@ -10,6 +10,7 @@ from torch import nn
 from dist_resnet import worker
 from dist_resnet.acceleration import casting, fast_paths
 from dist_resnet.config import for_device
+from dist_resnet.models import fused_norm
 from dist_resnet.training.data_parallel import FlatAllReduce
 
 
@@ -28,6 +29,12 @@ def train(run_dir: str, fault: str = "none") -> str:
             stack.enter_context(with_wrong_additions())
         for broken in FAULTS.get(fault, ()):
             stack.enter_context(patch(*broken))
+        return worker.main(run_dir)
+
+
+def by_torchs_operations(run_dir: str) -> str:
+    """A training on the CPU without its own loops, as on other devices."""
+    with mock.patch.object(fused_norm, "_can_be_fused", return_value=False):
         return worker.main(run_dir)
 
 
@@ -69,6 +76,7 @@ def with_wrong_additions():
     with (
         mock.patch.object(fast_paths, "paths", with_additions),
         mock.patch.object(triton_add_relu, "add_relu", lambda a, b: torch.relu(a - b)),
+        mock.patch.object(fused_norm, "_can_be_fused", return_value=False),  # which is the CPU's
     ):
         yield
 

@@ -2,6 +2,7 @@
 makes the host wait."""
 
 import fake_accelerator
+import planted
 import pytest
 from conftest import assert_identical, curves, without_last_checkpoint
 from worker_pool import WorkerPool
@@ -30,7 +31,9 @@ def test_a_training_on_an_accelerator_is_that_on_the_cpu_and_resumes(
 ):
     """The same bits, since the fake one computes as the CPU does. Between two lines of the log the
     host waits for nothing."""
-    cpu = workers.train(small_path, tmp_path / "cpu", *SETTINGS)
+    cpu = tmp_path / "cpu"
+    workers.make(small_path, cpu, *SETTINGS)
+    workers.call(planted.by_torchs_operations, str(cpu))
     accelerated.make(small_path, tmp_path / "fake", *SETTINGS)
     (waits,) = accelerated.call(fake_accelerator.train, str(tmp_path / "fake"))
     assert waits.pop("stop_vote.py:requested") <= MAY_WAIT["stop_vote.py:requested"]

@@ -145,7 +145,7 @@ def test_block_orders_differ_where_they_say(order):
         "no_final_relu": lambda: n2(c2(relu(n1(c1(x))))) + x,
         "preact": lambda: c2(relu(n2(c1(relu(n1(x)))))) + x,
     }[order]()
-    assert torch.equal(block(x), expected)
+    assert torch.allclose(block(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -169,7 +169,8 @@ def test_stochastic_depth_leaves_out_a_branch_or_weighs_it(order):
         "bn_after_add": lambda: relu(norm(skip(x))),
         "preact": lambda: skip(relu(block.norms[0](x))),
     }.get(order, lambda: skip(x))()
-    assert torch.allclose(left, expected) and not torch.allclose(left, whole)
+    assert torch.allclose(left, expected, atol=1e-6)
+    assert not torch.allclose(left, whole, atol=1e-2)
     assert all(conv.weight.grad is None for conv in block.convs)
     plain = copy.deepcopy(block)
     with torch.no_grad():  # weighed by a layer that comes last in the branch

@@ -39,6 +39,19 @@ def made(directory, config, overrides, top1, *, workers=1, parameters=269_722, s
     return directory
 
 
+def test_precision_is_shown_and_seeds_are_pooled_only_where_it_was_the_same(tmp_path):
+    runs = []
+    for seed, precision in enumerate(("bf16", "bf16", "fp32")):
+        run = made(tmp_path / f"seed{seed}", "quickstart.yaml", ("--train.seed", seed), 0.8)
+        path = run / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": precision}))
+        runs.append(run)
+    found = comparison.compare(runs)
+    assert [run.results["precision"] for run in found.runs] == ["bf16", "bf16", "fp32"]
+    assert [len(group) for group in comparison.seeds_of(found)] == [2, 1]
+    assert "precision" not in comparison.compare(runs[:2]).runs[0].results
+
+
 @pytest.fixture
 def unlike(tmp_path):
     """A quickstart beside a wide ResNet-8 of another recipe: twenty keys differ."""

@@ -77,7 +77,7 @@ def test_a_copy_of_the_code_has_what_numba_has_compiled(tmp_path):
     script = """if True:
     import numpy
     from dist_resnet.models import fused_kernels
-    fused_kernels.add(*[numpy.zeros(64, numpy.uint16)] * 2, 64, numpy.zeros(64, numpy.uint16))
+    fused_kernels.add(*[numpy.zeros(64, numpy.uint16)] * 2, 64, numpy.zeros(64, numpy.uint16), 1)
     print(sum(fused_kernels.add.stats.cache_hits.values()))
     """
 

@@ -78,6 +78,17 @@ def test_durations(hours, text):
     assert duration(hours) == text
 
 
+def test_the_second_step_tells_how_long_all_will_take(monkeypatch):
+    clock = iter([0.0, 30.0, 32.0, 34.0, 50.0, 50.5, 50.52])  # the first step waits for compilers
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    left = TimeLeft(902)
+    left.start(0)
+    guesses = [left.first_guess(step) for step in (1, 2, 3)]
+    assert guesses == [None, pytest.approx(900 * 2 / 3600), None]
+    left.start(100)
+    assert [left.first_guess(step) for step in (101, 102)] == [None, None]  # the first log is near
+
+
 def test_time_left_leaves_out_what_comes_before_the_first_log(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -10,12 +10,12 @@ COPIED = 64 << 20  # bytes: more than a cache holds
 ROUNDS = 5  # the best counts
 
 
-def measure() -> tuple[float, float]:
-    """(bf16 operations per second of a 3x3 convolution, bytes per second read and written by a
-    copy), with torch's number of threads."""
-    images = torch.randn(BATCH, CHANNELS, SIDE, SIDE).bfloat16()
-    weight = torch.randn(CHANNELS, CHANNELS, 3, 3).bfloat16()
-    images, weight = (t.to(memory_format=torch.channels_last) for t in (images, weight))
+def measure(dtype: torch.dtype) -> tuple[float, float]:
+    """(operations per second of a 3x3 convolution in this precision, bytes per second read and
+    written by a copy), with torch's number of threads."""
+    images = torch.randn(BATCH, CHANNELS, SIDE, SIDE)
+    weight = torch.randn(CHANNELS, CHANNELS, 3, 3)
+    images, weight = (t.to(dtype, memory_format=torch.channels_last) for t in (images, weight))
     source = torch.ones(COPIED, dtype=torch.uint8)
     target = torch.empty_like(source)
     operations = 2 * images.numel() * CHANNELS * 9

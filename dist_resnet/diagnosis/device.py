@@ -13,7 +13,7 @@ from dist_resnet.config import CifarModel, Config, Train
 from dist_resnet.data import sampling
 from dist_resnet.data.sampling import Augment
 from dist_resnet.diagnosis.findings import BAD, WARNING, Ill, NotHere
-from dist_resnet.runtime.precision import DTYPES, native
+from dist_resnet.runtime.precision import DTYPES, best, native
 
 BATCH = 32
 # of gradients, relative; four to twenty times what a sound CPU shows
@@ -90,8 +90,7 @@ def channels_last(trial: Trial, config: Config) -> str:
     images = trial.images.to(memory_format=torch.channels_last)
     told = trial.agree(trial.gradients(network, images=images), torch.float32, BAD)
     asked = config.train.precision
-    name = asked if asked != "auto" else next(iter(native(trial.device).formats), "fp32")
-    dtype = DTYPES[name]
+    dtype = DTYPES[asked if asked != "auto" else best(trial.device)]
     plain = _seconds(trial, lambda: trial.gradients(trial.network, dtype))
     fast = _seconds(trial, lambda: trial.gradients(network, dtype, images))
     return f"{told}, {plain / fast:.1f} times as fast"

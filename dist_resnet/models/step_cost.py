@@ -23,18 +23,24 @@ FREE = {  # views, and memory that is only taken
 SGD_TENSORS = 5  # weights, gradients and momenta are read, weights and momenta written; float32
 
 
-def step_cost(config: Model, classes: int, size: tuple[int, int], batch: int) -> list[Operation]:
-    """(floating-point operations, bytes) of every launch of an eager step in bf16, over images of
-    (height, width); the last is SGD's.
+def step_cost(
+    config: Model,
+    classes: int,
+    size: tuple[int, int],
+    batch: int,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Operation]:
+    """(floating-point operations, bytes) of every launch of an eager step in this precision, over
+    images of (height, width); the last is SGD's.
 
     A multiplication and an addition are two operations. The bytes are those of every tensor that an
     operation takes or gives, once: what caches keep and what a convolution reads twice is not
     known here."""
     with torch.device("meta"):
         network = models.build(config, classes)
-        images = torch.empty(batch, 3, *size, dtype=torch.bfloat16)
+        images = torch.empty(batch, 3, *size, dtype=dtype)
         labels = torch.empty(batch, dtype=torch.int64)
-    network.to(torch.bfloat16).to(memory_format=torch.channels_last)
+    network.to(dtype).to(memory_format=torch.channels_last)
     with _Counter() as counter:
         logits = network(images.to(memory_format=torch.channels_last))
         F.cross_entropy(logits.float(), labels).backward()

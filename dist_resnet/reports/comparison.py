@@ -79,6 +79,8 @@ def compare(paths: Sequence[Path]) -> Comparison:
         Run(d, config, _results(d, config, summaries[d], goal, finals), summaries[d] is not None)
         for d, config in configs.items()
     ]
+    if len({s.get("precision") for s in summaries.values() if s}) > 1:
+        runs = [_with_precision(run, summaries[run.path]) for run in runs]
     searches = [begun for path in paths if (begun := search.read(path))]
     if searches:
         trials = {s.path / t.name: t for s in searches for t in s.trials}
@@ -90,6 +92,12 @@ def _with_rung(run: Run, trial: Trial | None) -> dict[str, Any]:
     """The results, and the evaluations until the rung of its search that the run has reached."""
     last = trial.last if trial else None
     return {**run.results, "evaluations": last.iteration if last else None}
+
+
+def _with_precision(run: Run, done: dict[str, Any] | None) -> Run:
+    """What train.precision was settled as: for runs that differ in it, whatever they asked for."""
+    settled = done.get("precision") if done else None
+    return dataclasses.replace(run, results={**run.results, "precision": settled})
 
 
 def find(path: Path) -> list[Path]:
@@ -124,9 +132,10 @@ def seeds_of(comparison: Comparison) -> list[list[Run]]:
     groups: dict[str, dict[int, Run]] = {}
     for run in comparison.runs:
         if run.complete:
-            about = [comparison.settings(run), run.results["data"], run.results["workers"]]
-            same = groups.setdefault(json.dumps(about), {})
-            same.setdefault(run.config.train.seed, run)
+            same = ("data", "workers", "precision")
+            about = [comparison.settings(run), *(run.results.get(key) for key in same)]
+            seeds = groups.setdefault(json.dumps(about), {})
+            seeds.setdefault(run.config.train.seed, run)
     return [list(group.values()) for group in groups.values()]
 
 

@@ -61,6 +61,11 @@ def native(device: torch.device) -> Native:
     return Native((), "neither AMX nor AVX512_BF16")
 
 
+def best(device: torch.device) -> Precision:
+    """What `auto` becomes on this device alone."""
+    return next(iter(native(device).formats), "fp32")
+
+
 def _gpu(device: torch.device) -> Native:
     major, minor = torch.cuda.get_device_capability(device)
     name = f"sm_{major}{minor}"
@@ -89,8 +94,8 @@ def settle(
     everyone: list[tuple[str, Native]] = world.gather((node, mine))
     if name is None:
         common = [f for f in usable if all(f in found.formats for _, found in everyone)]
-        best: Precision = common[0] if common else "fp32"
-        return Settled(best, f"auto: {_decisive(best, usable, everyone)}")
+        chosen: Precision = common[0] if common else "fp32"
+        return Settled(chosen, f"auto: {_decisive(chosen, usable, everyone)}")
     if all(name in found.formats for _, found in everyone):
         return Settled(name, reason)
     costs = world.gather(0.0 if name in mine.formats else slowness(world.device, name))

@@ -15,7 +15,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dist_resnet.config import Tracking
-from dist_resnet.tracking.time_left import TimeLeft, duration
+from dist_resnet.tracking.time_left import LONG_TRAINING, TimeLeft, duration
 from dist_resnet.tracking.wandb_run import WandbRun
 
 SHOWN = {  # what the console shows of the figures, and how
@@ -65,6 +65,19 @@ class Tracker:
         self._time_left.start(step)
         if self._bar:
             self._bar.start()
+
+    def stepped(self, step: int) -> None:
+        """After every step: once, and soon, how long all of them will take."""
+        guess = self._time_left.first_guess(step) if self.writes else None
+        if guess is None:
+            return
+        self.say(f"about {duration(guess)} for {self.total - step:,} steps, by the second one")
+        if guess > LONG_TRAINING and step == 2:
+            fewer = max(1, round(self.total * LONG_TRAINING / guess))
+            self.say(
+                f"  shorter: --schedule.steps {fewer} (and milestones in proportion) takes ten "
+                "minutes; a GPU, or a processor with bf16, takes less for all"
+            )
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Record the figures of a step, everywhere."""

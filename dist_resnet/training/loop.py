@@ -78,6 +78,7 @@ def fit(run: Training) -> str:
     run.progress.clock.start("training")
     while run.progress.step < run.plan.last_step:
         for step in train_epoch(run):
+            run.tracker.stepped(step)
             if run.plan.logs_at(step):
                 log(run, step)
             if run.plan.evaluates_at(step):

@@ -93,10 +93,15 @@ def _steps(options: argparse.Namespace, config: Config) -> dict[str, Step | Roof
     if options.device is None:
         return {"": Step.fit([*map(_parse, options.step), *map(_read, options.measured)])}
     if options.device == "cpu":
-        from dist_resnet.diagnosis import cpu_speed
+        import torch
 
-        device = Device(*cpu_speed.measure())
-        return {": at least, on this CPU": _roofline(config, device, 0.0)}
+        from dist_resnet.diagnosis import cpu_speed
+        from dist_resnet.runtime import precision
+
+        asked = config.train.precision
+        name = asked if asked != "auto" else precision.best(torch.device("cpu"))
+        device = Device(*cpu_speed.measure(precision.DTYPES[name]))
+        return {f": at least, on this CPU, in {name}": _roofline(config, device, 0.0, name)}
     device, head = DEVICES[options.device], f": not measured; at least, on {options.device}"
     return {
         f"{head}, step by step, if a launch takes {EAGER_US:g} us": _roofline(
@@ -108,11 +113,12 @@ def _steps(options: argparse.Namespace, config: Config) -> dict[str, Step | Roof
     }
 
 
-def _roofline(config: Config, device: Device, launch_us: float) -> Roofline:
+def _roofline(config: Config, device: Device, launch_us: float, name: str = "bf16") -> Roofline:
     from dist_resnet.models.step_cost import step_cost
+    from dist_resnet.runtime.precision import DTYPES
 
     classes, size = inputs(config, side=config.data.resolution)
-    one, two = (step_cost(config.model, classes, size, n) for n in (64, 128))
+    one, two = (step_cost(config.model, classes, size, n, DTYPES[name]) for n in (64, 128))
     return Roofline(one, two, 64, device, launch_us * 1e-6)
 
 
