@@ -9,22 +9,29 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 
 from dist_resnet import models
-from dist_resnet.config import CifarModel
+from dist_resnet.config import config_file
 from dist_resnet.data import manifest
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.data.resident_loader import read_raw
 
 
-def train(name: str, batch: int, steps: int, data: Path, device: str) -> Callable[[], float]:
-    """images/s of so many steps."""
-    model = models.build(CifarModel(name=name), 10).to(device)
+def train(
+    config_path: str, overrides: list[str], steps: int, images: Path, device: str
+) -> Callable[[], float]:
+    """images/s of so many steps of a configuration's network and batch. images: betons, or, for a
+    network that crops, a folder of photographs."""
+    config = config_file.load(config_path, overrides)
+    batch, size = config.batch.global_, config.data.resolution
+    assert batch
+    model = models.build(config.model, 10).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    batches = loader(data, batch, len(os.sched_getaffinity(0)))
+    workers = len(os.sched_getaffinity(0))
+    batches = photographs(images, size, batch, workers) if size else loader(images, batch, workers)
     state = {"iterator": iter(batches), "loss": 0.0}
 
     def some() -> float:
@@ -57,8 +64,25 @@ def loader(data: Path, batch: int, workers: int) -> DataLoader:
             transforms.Normalize(betons.mean, betons.std),
         ]
     )
+    return _loader(Images(data, betons, "train", usual), batch, workers)
+
+
+def photographs(folder: Path, size: int, batch: int, workers: int) -> DataLoader:
+    """torchvision's ImageFolder of FOLDER/train with the usual transforms."""
+    usual = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    return _loader(ImageFolder(str(folder / "train"), usual), batch, workers)
+
+
+def _loader(images: Dataset, batch: int, workers: int) -> DataLoader:
     return DataLoader(
-        Images(data, betons, "train", usual),
+        images,
         batch,
         shuffle=True,
         num_workers=workers,

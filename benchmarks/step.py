@@ -2,7 +2,11 @@
 benchmarks.step [--section.key value ...]
 
 The plain loop: benchmarks/plain.py. Bare: our network, precision and layout on one batch that is
-there already, with nothing else: what our loop adds to that is its overhead."""
+there already, with nothing else: what our loop adds to that is its overhead.
+
+Networks: resnet<6n+2> of CIFAR, `speedrun` (configs/speedrun_cpu.yaml), `photographs`: ResNet-18 on
+crops of 128 pixels, of the JPEGs of --photographs FOLDER/train/<class>/ and of the betons that
+`dist-resnet prepare imagefolder` has made of them, --photograph-betons."""
 
 import argparse
 import itertools
@@ -10,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,7 @@ from benchmarks import measure
 from dist_resnet.training import loop
 from dist_resnet.training.loop import Training
 
+PHOTOGRAPHS = ("--data.resolution", "128", "--data.min_resolution", "null")
 WAYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "no graph": ("--train.cuda_graph", "false"),
@@ -67,9 +73,22 @@ def contenders(steps: int, run: Training) -> dict[str, Callable[[], float]]:
     return {"ours": ours(run, steps), "bare": bare(run, steps)}
 
 
-def figures(options: argparse.Namespace, overrides: list[str], plain: Callable) -> dict[str, float]:
+def network(name: str, options: argparse.Namespace) -> tuple[str, list[str], Path]:
+    """(configuration, overrides, where the plain loop finds its images)."""
+    betons = ["--data.dir", str(options.data)]
+    if name == "speedrun":
+        return "configs/speedrun_cpu.yaml", betons, options.data
+    if name == "photographs":
+        betons = ["--data.dir", str(options.photograph_betons), "--data.dataset", "null"]
+        return "configs/imagenet_resnet18.yaml", [*betons, *PHOTOGRAPHS], options.photographs
+    return "configs/resnet20.yaml", [*betons, "--model.name", name], options.data
+
+
+def figures(
+    options: argparse.Namespace, config: str, overrides: list[str], plain: Callable
+) -> dict[str, float]:
     both = partial(contenders, options.steps)
-    with measure.training("configs/resnet20.yaml", overrides, both, options.workers) as trained:
+    with measure.training(config, overrides, both, options.workers) as trained:
         found = measure.interleaved({**trained, "plain": plain}, options.rounds)
     return {
         "ours, images/s": found["ours"],
@@ -85,6 +104,8 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 1024])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default"], metavar="WAY")
     parser.add_argument("--steps", type=int, default=20, help="in each round (20)")
+    parser.add_argument("--photographs", type=Path, default=Path("data/photographs"))
+    parser.add_argument("--photograph-betons", type=Path, default=Path("data/imagenette"))
     cores = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
     parser.add_argument(
         "--workers",
@@ -98,14 +119,14 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for name, batch in itertools.product(options.models, options.batches):
-        how = (name, batch, options.steps, options.data, device)
+        config, about_it, images = network(name, options)
+        shared = [*about_it, "--batch.global", str(batch), "--batch.per_worker", "null"]
+        how = (config, shared, options.steps, images, device)
         with measure.elsewhere("benchmarks.plain", "train", *how) as plain:
             for way in options.ways:
-                overrides = ["--model.name", name, "--batch.global", str(batch), *WAYS[way]]
-                overrides += ["--batch.per_worker", "null", "--data.dir", str(options.data)]
-                overrides += ["--tracking.wandb", "disabled", *chosen]
+                overrides = [*shared, *WAYS[way], "--tracking.wandb", "disabled", *chosen]
                 about = {"network": name, "batch": batch, "way": way}
-                rows.append({**about, **figures(options, overrides, plain)})
+                rows.append({**about, **figures(options, config, overrides, plain)})
     measure.show(
         " ".join([f"training steps, {options.workers} workers", *chosen]), rows, options.json
     )
