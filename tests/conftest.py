@@ -73,7 +73,7 @@ class Cli:
         self.directory = directory
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",  # other tests run beside this one
         }

@@ -75,5 +75,6 @@ def test_a_step_and_a_batch_take_no_more_launches_than_before(
     """ResNet-110 has 109 convolutions, each with BN and ReLU, forward and backward, and 54 sums,
     of which the forward ones come with a ReLU: 708."""
     small = ("--model.name", name, "--model.width", 1, "--batch.global", 2)
+    small += ("--train.precision", "bf16")
     workers.make(config_path, tmp_path / "run", *small, "--train.all_reduce", "auto")
     assert workers.call(launches, tmp_path / "run") == [(budget, 2)]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from unittest import mock
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from conftest import without_last_checkpoint
 
 from dist_resnet import worker
+from dist_resnet.config import Config, for_device
+from dist_resnet.diagnosis import device
+from dist_resnet.diagnosis.findings import WARNING, Ill
 from dist_resnet.runtime import precision
 
 BF16 = {"amx_bf16": True}  # a processor's answer to torch, whatever this one is
@@ -70,6 +74,21 @@ def test_what_is_asked_for_is_obeyed_and_named_where_it_is_emulated(workers, sma
     assert "1 x cpu, bf16\n" in workers.output and "times as long as in fp32" in workers.output
     assert "--train.precision auto takes" in workers.output
     assert kept_in(tmp_path / "run") == ("bf16", "bf16")
+
+
+def test_doctor_names_an_emulated_format_with_both_speeds():
+    trial, config = device.Trial(torch.device("cpu")), Config()
+    asked = for_device.with_precision(config, "bf16")
+    speeds = r"a step takes \d+ ms in bf16, \d+ ms in fp32"
+    with processor(None):
+        found = device.half_precision(trial, config)
+        assert re.fullmatch(rf"bf16 \(AMX\): gradients within .*; {speeds}", found)
+    with processor(LIMIT):
+        found = device.half_precision(trial, config)
+        assert re.fullmatch(rf"fp32, since bf16 is emulated \({NO_BF16}\): {speeds}", found)
+        with pytest.raises(Ill, match=speeds) as told:
+            device.half_precision(trial, asked)
+    assert (told.value.remedy, told.value.level) == ("--train.precision auto", WARNING)
 
 
 @pytest.mark.parametrize("limit, reason", [

@@ -24,6 +24,14 @@ def begun(run_dir, step):
     return start
 
 
+def test_what_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    """As where a package is found by PYTHONPATH alone."""
+    monkeypatch.setattr(starts, "PACKAGES", ("torch", "no-such-distribution"))
+    begun(tmp_path, 0)
+    (record,) = starts.read(tmp_path)
+    assert record["versions"]["torch"] and record["versions"]["no-such-distribution"] is None
+
+
 def test_lines_of_a_start_are_one_record_and_later_ones_win(tmp_path, job):
     begun(tmp_path, 0).end("preempted", 12)
     with open(tmp_path / starts.FILE, "a") as file:

@@ -298,3 +298,19 @@ def test_residency_heeds_the_limits_of_control_groups(tmp_path, membership, file
     (tmp_path / "cgroup" / file).write_text("8000000000\n")
     (tmp_path / "cgroup/memory.max").write_text("max\n")
     assert resident_loader.memory_limit(tmp_path / "cgroup", tmp_path / "self") == limit
+
+
+def test_an_epochs_keys_are_hashed_once(monkeypatch, shapes_dir, shapes_manifest):
+    """For every batch it would take the host as long as a small network's step takes a GPU."""
+    hashed, key = [], sampling.key
+    monkeypatch.setattr(sampling, "key", lambda *words: (hashed.append(words), key(*words))[1])
+    path, how = (
+        shapes_dir / shapes_manifest.splits["train"].file,
+        Augment(7, 4, "random", (1, 2, 3)),
+    )
+    loader = ResidentLoader(path, 50, CPU, augment=how, threads=1)
+    for epoch in (3, 4):
+        assert len(list(loader.batches(np.arange(600), epoch))) == 12
+    assert sorted(hashed) == [
+        (7, e, p) for e in (3, 4) for p in sorted((sampling.CROP, sampling.FLIP, sampling.HOLE))
+    ]

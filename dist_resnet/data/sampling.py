@@ -10,6 +10,7 @@ generators"). The arithmetic stands here twice, in numpy (uint64) and in torch (
 products wrap the same way); data/augment.py compiles it for FFCV."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -65,8 +66,15 @@ class Augment:
     def keys(self, epoch: int) -> np.ndarray:
         """What a sample's draws of this epoch are hashed with: uint64 (crop, flip, bit to add to
         the flip, hole)."""
-        crop, hole = (key(self.seed, epoch, purpose) for purpose in (CROP, HOLE))
-        return np.array([crop, *flip_key(self.seed, epoch, self.flip), hole], np.uint64)
+        return _keys(self, epoch)
+
+
+@lru_cache(maxsize=4)
+def _keys(how: Augment, epoch: int) -> np.ndarray:
+    """Asked for with every batch. Hashing them anew would take as long as a small network's step on
+    a GPU."""
+    crop, hole = (key(how.seed, epoch, purpose) for purpose in (CROP, HOLE))
+    return np.array([crop, *flip_key(how.seed, epoch, how.flip), hole], np.uint64)
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:

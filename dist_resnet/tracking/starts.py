@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,15 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+def versions() -> dict[str, str | None]:
+    """None for what can be imported and was not installed, as by PYTHONPATH, or is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def commit() -> str | None:

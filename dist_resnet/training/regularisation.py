@@ -78,6 +78,8 @@ class StochasticDepth:
 
     def draw(self, step: int) -> None:
         """To be called before each step: counted from 0."""
+        if not self.blocks:
+            return
         draws = sampling.uniform(self.seed, step, sampling.DEPTH, len(self.blocks))
         for block, draw in zip(self.blocks, draws):
             block.dropped = bool(draw >= block.survival)
