@@ -30,10 +30,10 @@ from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import StopSignal
 from dist_resnet.training.loop import Training
 from dist_resnet.training.progress import Progress
-from launch.jobs.task import single_worker
+from launch.jobs.task import pin, single_worker
 
 # a DataLoader's workers go on making batches ahead, at the cost of whoever is measured next
-SETTLE_SECONDS = 2.0
+SETTLE_SECONDS = 1.0
 Contenders = Callable[[Training], dict[str, Callable[[], float]]]  # name -> what is measured
 
 
@@ -179,7 +179,10 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
     config = config_file.load(config_path, overrides)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(WORLD_SIZE=str(workers), LOCAL_WORLD_SIZE=str(workers))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    everything = os.sched_getaffinity(0)
+    if not torch.cuda.is_available():
+        pin(rank, workers)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     with (
         tempfile.TemporaryDirectory() as folder,
         distributed.connect(config.train.device, config.train.timeout_s) as world,
@@ -189,6 +192,7 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
             yield run
         finally:
             cuda_graph.release(run)
+            os.sched_setaffinity(0, everything)
 
 
 def build(config: Any, run_dir: Path, world: World) -> Training:

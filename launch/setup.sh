@@ -63,7 +63,7 @@ if [[ " ${missing[*]} " == *" python3-venv "* ]]; then
   missing=()
 fi
 
-options=(--quiet --disable-pip-version-check)
+options=(--quiet --disable-pip-version-check --no-compile)  # what is imported is compiled then
 [ -d wheels ] && options+=(--find-links wheels)
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 required() {  # by the project, but FFCV
@@ -73,7 +73,7 @@ build_ffcv() {  # beside the download of torch, which takes as long
   [ ${#missing[@]} = 0 ] || install_system
   [ -n "$compiles" ] || return 0
   local began=$SECONDS
-  .venv/bin/pip wheel "${options[@]}" --no-deps --no-binary ffcv --wheel-dir .venv/built \
+  .venv/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-binary ffcv --wheel-dir .venv/built \
     "$(sed -n 's/^ *"\(ffcv==[^"]*\)".*/\1/p' pyproject.toml)"
   say "FFCV built: $((SECONDS - began)) s"
 }

@@ -79,14 +79,19 @@ def test_durations(hours, text):
 
 
 def test_the_second_step_tells_how_long_all_will_take(monkeypatch):
-    clock = iter([0.0, 30.0, 32.0, 34.0, 50.0, 50.5, 50.52])  # the first step waits for compilers
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     left = TimeLeft(902)
-    left.start(0)
-    guesses = [left.first_guess(step) for step in (1, 2, 3)]
-    assert guesses == [None, pytest.approx(900 * 2 / 3600), None]
-    left.start(100)
-    assert [left.first_guess(step) for step in (101, 102)] == [None, None]  # the first log is near
+
+    def guesses(start, seconds):
+        left.start(start)
+        for step, took in enumerate(seconds, start + 1):
+            now[0] += took
+            yield left.first_guess(step)
+            left.hours(step)
+
+    assert [*guesses(0, (30, 2, 2, 2))] == [None, pytest.approx(900 * 2 / 3600), None, None]
+    assert [*guesses(100, (30, 0.02, 2))] == [None, None, None]  # the first log line is near
 
 
 def test_time_left_leaves_out_what_comes_before_the_first_log(monkeypatch):

@@ -15,22 +15,21 @@ class TimeLeft:
         self.last_step = last_step
         self._begin: tuple[int, float] | None = None  # step and time
         self._timed_from_first_log = False
-        self._first_step: float | None = None  # when it had been made
+        self._second: tuple[int, float | None] = (-1, None)  # that step, and when it began
 
     def start(self, step: int) -> None:
         self._begin, self._timed_from_first_log = (step, time.monotonic()), False
-        self._first_step = None
+        self._second = (step + 2, None)
 
     def first_guess(self, step: int) -> float | None:
         """Hours until the last step, by the time of the second one since `start`, where that is
         long: the first waits for compilers and caches. None after any other step."""
-        assert self._begin is not None
-        made, now = step - self._begin[0], time.monotonic()
-        if made == 1:
-            self._first_step = now
-        if made != 2 or self._first_step is None or now - self._first_step < LONG_STEP:
+        second, began = self._second
+        if step < second:
+            self._second = (second, time.monotonic())
+        if step != second or began is None or time.monotonic() - began < LONG_STEP:
             return None
-        return (self.last_step - step) * (now - self._first_step) / 3600
+        return (self.last_step - step) * (time.monotonic() - began) / 3600
 
     def hours(self, step: int) -> float:
         """Until the last step, at a log step after `start`."""
