@@ -19,7 +19,8 @@ setup: .venv/.ready-tests
 	@launch/setup.sh check,test
 
 train: .venv/.ready
-	@if [ ! -e data/cifar10/manifest.json ]; then \
+	@began=$$(date +%s); took() { echo "== $$1: $$(($$(date +%s) - began)) s" >&2; began=$$(date +%s); }; \
+	if [ ! -e data/cifar10/manifest.json ]; then \
 	  $(RUN) prepare cifar10 --val 0 $(if $(CIFAR10),--source "$(CIFAR10)"); code=$$?; \
 	  if [ $$code = 69 ]; then \
 	    printf '\n%s\n%s\n%s\n\n' \
@@ -27,11 +28,13 @@ train: .venv/.ready
 	      '*** Its accuracy says nothing about CIFAR-10. For the real thing:               ***' \
 	      '***   make train CIFAR10=<cifar-10-python.tar.gz, or a folder of the images>    ***' >&2; \
 	    [ -e data/shapes/manifest.json ] || $(RUN) prepare shapes || exit; \
-	    exec $(RUN) train configs/quickstart.yaml --data.dir data/shapes --data.dataset shapes; \
+	    took data; $(RUN) train configs/quickstart.yaml --data.dir data/shapes --data.dataset shapes || exit; \
+	    took training; exit; \
 	  fi; \
 	  [ $$code = 0 ] || exit $$code; \
+	  took data; \
 	fi; \
-	$(RUN) train configs/quickstart.yaml
+	$(RUN) train configs/quickstart.yaml && took training
 
 test: .venv/.ready-tests
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from dist_resnet.runtime import terminal
+
 
 @dataclass(frozen=True)
 class Command:
@@ -58,6 +60,11 @@ COMMANDS = {
 
 
 def main(given: Sequence[str] | None = None) -> None:
+    with terminal.outlived():
+        run(given)
+
+
+def run(given: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if given is None else given)
     name = _root().parse_args(words[:1]).command
     command, module = COMMANDS[name], import_module(f"launch.{COMMANDS[name].module}")

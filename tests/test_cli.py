@@ -55,6 +55,10 @@ def mistakes(shapes_dir):
             (*train, "--optim.learning_rate", "0.1"),
             ["optim.learning_rate", "did you mean"],
         ),
+        "a placeholder in a name": (
+            (*train[:-1], "runs/%j"),
+            ["--run-dir runs/%j", "take a name without it"],
+        ),
         "wrong type": ((*train, "--optim.lr", "fast"), ["optim.lr", "fast"]),
         "milestone past the end": (
             (*train, "--schedule.milestones", "[40]"),

@@ -2,13 +2,19 @@
 test_doctor."""
 
 import json
+import os
+import pickle
 
 import pytest
+from submitit.helpers import DelayedSubmission
 
 from dist_resnet.reports import status
+from dist_resnet.reports.status import Job
 from dist_resnet.tracking import starts
 from dist_resnet.tracking.time_left import TimeLeft, duration
 from dist_resnet.tracking.tracker import read_metrics
+from launch.inspection import status as command_status
+from launch.jobs.task import WorkerTask
 
 
 def test_running_stopped_complete(workers, small_path, tmp_path, command):
@@ -103,3 +109,20 @@ def test_time_left_leaves_out_what_comes_before_the_first_log(monkeypatch):
     assert left.hours(20) == pytest.approx(80 * 10 / 3600)
     now[0] = 110.0
     assert left.hours(30) == pytest.approx(70 * 1 / 3600)
+
+
+def test_a_strangers_task_file_runs_no_code(tmp_path, monkeypatch):
+    """SLURM's queue is written by hand, and so is the file; one of ours beside it is read."""
+
+    class Planted:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    theirs, ours = (tmp_path / name / "logs" for name in ("theirs", "ours"))
+    theirs.mkdir(parents=True), ours.mkdir(parents=True)
+    (theirs / "7_submitted.pkl").write_bytes(pickle.dumps(Planted()))
+    DelayedSubmission(WorkerTask(str(tmp_path / "ours"))).dump(ours / "8_submitted.pkl")
+    jobs = [Job(id, "job", "RUNNING", "None") for id in ("7", "8")]
+    found = command_status._jobs_of([theirs.parent, ours.parent], jobs)
+    assert found == {(tmp_path / "ours").resolve(): jobs[1]}
+    assert not (tmp_path / "ran").exists()

@@ -1,7 +1,10 @@
 """W&B can neither block nor end a training. The real wandb, without a server."""
 
 import contextlib
+import errno
+import shutil
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -110,6 +113,22 @@ def test_records_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     tracker.start(Tracking(wandb="disabled"), {}, step=3, wandb_id="")
     tracker.log(4, {"train/loss": 9.0})
     assert losses(tmp_path) == [1, 1 / 2, 1 / 3, 9]
+
+
+def test_a_start_survives_a_disk_that_takes_nothing(tmp_path, capsys, monkeypatch):
+    """A file where RUN_DIR/wandb should be, and no room for a copy of metrics.jsonl."""
+    track(tmp_path, "disabled", records=5)
+    shutil.rmtree(tmp_path / "wandb")
+    (tmp_path / "wandb").write_text("")
+    monkeypatch.setattr(Path, "write_text", full)
+    tracker = Tracker(tmp_path, 30, writes=True)
+    tracker.start(Tracking(wandb="disabled"), {}, step=2, wandb_id="")
+    assert losses(tmp_path) == [1, 1 / 2]
+    assert f"warning: {tmp_path / 'wandb'} could not be written" in capsys.readouterr().out
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -231,6 +231,8 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(cli, config_pa
     assert (
         "not finite" in output and "learning rate 1e+30" in output and "lower --optim.lr" in output
     )
+    assert "the last good checkpoint is kept" in output
+    assert "--train.precision" not in output  # it is fp32 already
     weights = final_weights(cli.directory / "run")
     assert all(t.isfinite().all() for t in weights.values())
     assert (cli.directory / "run/checkpoints/LATEST").read_text().strip() == "step_00000010.pt"

@@ -105,6 +105,20 @@ def test_predict_counts_what_the_evaluation_counts(trained, tree, workers, comma
     assert said.startswith(f"{image}: ") and said.endswith("of 230 labelled images are right\n")
 
 
+def test_a_card_of_another_version_is_refused_and_makes_no_other_network(trained):
+    card = files.read(trained).known()
+    content = card.to_dict()
+    model = {**content["model"], "block_order": "sideways"}
+    with pytest.raises(
+        ValueError, match=r"another version \(model\.block_order = 'sideways': must"
+    ):
+        type(card).from_dict({**content, "model": model}).settings()
+    with pytest.raises(ValueError, match="of version 9, and this dist_resnet reads up to 1"):
+        type(card).from_dict({**content, "version": 9})
+    before = {key: value for key, value in content.items() if key != "version"}
+    assert type(card).from_dict(before) == card
+
+
 def test_per_class_accuracy_of_known_answers():
     labels, answers = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 1, 1, 1, 1, 0])
     confusion = Confusion.of(["cat", "dog", "emu"], labels, answers)

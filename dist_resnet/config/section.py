@@ -5,7 +5,8 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import cache
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def setting(default: Any, comment: str) -> Any:
@@ -35,6 +36,20 @@ def key_of(field: dataclasses.Field) -> str:
     return field.name.rstrip("_")  # `global` is a word of Python's own
 
 
+@cache
+def _choices(section: type) -> dict[str, tuple[tuple, tuple[type, ...]]]:
+    """Field -> the words that its Literal allows, and the types that it allows besides. A command
+    line is checked by its parser, a card or a checkpoint by nobody else."""
+    found = {}
+    for name, hint in get_type_hints(section).items():
+        kinds = get_args(hint) if get_origin(hint) is Union else (hint,)
+        literals = [kind for kind in kinds if get_origin(kind) is Literal]
+        words = tuple(word for kind in literals for word in get_args(kind))
+        others = tuple(kind for kind in kinds if isinstance(kind, type))
+        found[name] = (words, others)
+    return found
+
+
 @dataclass(frozen=True)
 class Section:
     """Frozen settings. Subclasses name themselves in `section`, and check their values in
@@ -48,6 +63,10 @@ class Section:
             for number in value if isinstance(value, tuple) else (value,):
                 finite = not isinstance(number, float) or math.isfinite(number)
                 require(finite, self.key(field.name), value, "must be a finite number")
+            words, others = _choices(type(self))[field.name]
+            known = not words or value in words or isinstance(value, others)
+            listed = ", ".join(map(str, words))
+            require(known, self.key(field.name), value, f"must be one of {listed}")
         self.check()
 
     def check(self) -> None:

@@ -70,6 +70,7 @@ def prepare(dataset: Dataset, out: Path, val: int, seed: int) -> Manifest:
         shapes |= statistics.shapes
         if not mean:
             mean, std = statistics.mean_std()
+            _tell_of_constant_colours(std)
     result = Manifest(
         dataset.name,
         dataset.classes,
@@ -85,6 +86,16 @@ def prepare(dataset: Dataset, out: Path, val: int, seed: int) -> Manifest:
     for name in written:
         shutil.rmtree(_parts(out / f"{name}.beton"), ignore_errors=True)
     return result
+
+
+def _tell_of_constant_colours(std: list[float]) -> None:
+    for colour, value in zip(("red", "green", "blue"), std):
+        if value <= encoding.LEAST_STD:
+            print(
+                f"note: {colour} is (nearly) the same in all training images; its standard "
+                "deviation is taken as 1/255",
+                flush=True,
+            )
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,19 +16,27 @@ from dist_resnet.data import jpeg
 from dist_resnet.data.ffcv import IMAGE_MODES, resizer
 
 CHUNK = 512  # samples
+LEAST_STD = 1 / 255  # of a colour: one that is constant is divided by a grey level, not by nothing
 
 
 @dataclass(frozen=True)
 class Samples:
     """One split: image i is read(i), uint8 (H, W, 3); labels: (N,) class numbers; name(i) is for
-    error messages."""
+    error messages; stamp(i) is another where its file is another: of its size and time, or of its
+    content."""
 
     labels: np.ndarray
     read: Callable[[int], np.ndarray]
     name: Callable[[int], str] = "sample {}".format
+    stamp: Callable[[int], str] = str
 
     def subset(self, ids: np.ndarray) -> "Samples":
-        return Samples(self.labels[ids], lambda i: self.read(ids[i]), lambda i: self.name(ids[i]))
+        return Samples(
+            self.labels[ids],
+            lambda i: self.read(ids[i]),
+            lambda i: self.name(ids[i]),
+            lambda i: self.stamp(ids[i]),
+        )
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ class Statistics:
     def mean_std(self) -> tuple[list[float], list[float]]:
         values, n = np.arange(256) / 255, self.counts.sum(1)
         mean = self.counts @ values / n
-        std = np.sqrt(self.counts @ values**2 / n - mean**2)
-        return mean.tolist(), std.tolist()
+        std = np.sqrt(np.maximum(self.counts @ values**2 / n - mean**2, 0))
+        return mean.tolist(), np.maximum(std, LEAST_STD).tolist()
 
 
 def encode(samples: Samples, source: str, how: Encoding, folder: Path, title: str) -> Statistics:
@@ -164,5 +172,5 @@ def _identity(samples: Samples, source: str, how: Encoding) -> str:
         f"{source} {how} {CHUNK}".encode() + np.asarray(samples.labels, np.int64).tobytes()
     )
     for i in range(len(samples.labels)):
-        digest.update(samples.name(i).encode())
+        digest.update(f"{samples.name(i)} {samples.stamp(i)}\n".encode())
     return f"of-{digest.hexdigest()[:16]}"

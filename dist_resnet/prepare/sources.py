@@ -9,16 +9,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dist_resnet.prepare.betons import Dataset
 from dist_resnet.prepare.encoding import Encoding, Samples
+from dist_resnet.weights import pixels
 
-IMAGE = re.compile(
-    r"(?:^|/)(train|test|val)/([^/]+)/([^/]+\.(?:png|jpe?g|bmp|webp|ppm))$", re.IGNORECASE
-)
+PLACE = re.compile(r"(?:^|/)(train|test|val)/([^/]+)/([^/]+)$", re.IGNORECASE)
 ARCHIVES = ("*.tar", "*.tar.xz", "*.tar.gz", "*.tgz")
 
 
@@ -57,6 +57,16 @@ CIFAR = {
         test="test",
         torchvision="CIFAR100",
     ),
+}
+
+
+# what CIFAR's pickles ask for
+PLAIN = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
 }
 
 
@@ -112,7 +122,11 @@ def imagefolder(name: str, source: Path, how: Encoding) -> Dataset:
         raise ValueError(
             f"--source {source}: must hold train/<class>/<image> and test/<class>/<image> (or val/)"
         )
-    classes = sorted(p.name for p in (source / "train").iterdir() if p.is_dir())
+    classes = sorted(
+        p.name
+        for p in (source / "train").iterdir()
+        if p.is_dir() and not pixels.hidden(Path(p.name))
+    )
     train, test = (_tree(source / split, classes) for split in ("train", evaluation))
     if how.mode == "auto":
         sizes = {_size(path) for path, _ in train[:100]} - {None}
@@ -124,27 +138,42 @@ def imagefolder(name: str, source: Path, how: Encoding) -> Dataset:
 
 
 def _tree(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    found = sorted(
-        (path, path.parent.name) for path in folder.glob("*/*") if IMAGE.search(path.as_posix())
-    )
-    unknown = sorted({c for _, c in found} - set(classes))
-    if unknown or not found:
+    """(image, label) of folder/<class>/<image>. Says what it leaves out; raises ValueError for a
+    class without images, or one that is not among `classes`."""
+    known, left_out = pixels.suffixes(), []
+    found: dict[str, list[Path]] = {c: [] for c in classes if (folder / c).is_dir()}
+    for path in sorted(folder.glob("*/*")):
+        place = path.relative_to(folder)
+        if pixels.hidden(place) or path.suffix.lower() not in known:
+            left_out.append(place)
+        else:
+            found.setdefault(place.parts[0], []).append(path)
+    told = pixels.left_out(left_out)
+    if unknown := sorted(set(found) - set(classes)):
+        raise ValueError(f"{folder}: classes {', '.join(unknown)} are not in train/")
+    empty = [c for c, paths in found.items() if not paths]
+    if empty or not found:
         raise ValueError(
             f"{folder}: "
-            + (
-                f"classes {', '.join(unknown)} are not in train/"
-                if unknown
-                else "holds no <class>/<image> (png, jpg, bmp, webp, ppm)"
-            )
+            + (f"no image of class {', '.join(empty)}" if empty else "holds no <class>/<image>")
+            + (f"; there are {told}" if told else "")
+            + "; images are files that Pillow opens (.png, .jpg, .tif, .webp ...)"
         )
-    return [(path, classes.index(c)) for path, c in found]
+    if told:
+        print(f"{folder}: left out {told}", flush=True)
+    return [(path, classes.index(c)) for c in sorted(found) for path in found[c]]
 
 
 def _from_paths(entries: list[tuple[Path, int]]) -> Samples:
+    def stamp(i: int) -> str:
+        status = entries[i][0].stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
     return Samples(
         np.array([label for _, label in entries]),
-        lambda i: _decode(entries[i][0]),
+        lambda i: pixels.read(entries[i][0]),
         lambda i: str(entries[i][0]),
+        stamp,
     )
 
 
@@ -157,16 +186,13 @@ def _size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _decode(file: Path | io.BytesIO) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def _from_pngs(name: str, files: Iterator[tuple[str, bytes]], source: Path) -> Dataset:
     found: dict[str, list[tuple[str, str, bytes]]] = {"train": [], "test": []}
+    known = pixels.suffixes()
     for path, content in files:
-        match = IMAGE.search(path)
-        if match and match[1] in found:
+        match = PLACE.search(path)
+        picture = PurePosixPath(path).suffix.lower() in known
+        if match and match[1] in found and picture and not pixels.hidden(Path(*match.groups())):
             found[match[1]].append((match[2], match[3], content))
     if not found["train"] or not found["test"]:
         raise ValueError(
@@ -183,8 +209,9 @@ def _from_pngs(name: str, files: Iterator[tuple[str, bytes]], source: Path) -> D
         labels = np.array([classes.index(c) for c, _, _ in entries])
         return Samples(
             labels,
-            lambda i: _decode(io.BytesIO(entries[i][2])),
+            lambda i: pixels.read(io.BytesIO(entries[i][2])),
             lambda i: f"{entries[i][0]}/{entries[i][1]} of {source}",
+            lambda i: str(zlib.crc32(entries[i][2])),
         )
 
     return Dataset(name, classes, split(found["train"]), split(found["test"]), str(source))
@@ -195,7 +222,7 @@ def _from_batches(name: str, files: Iterator[tuple[str, bytes]], source: Path) -
     form = CIFAR[name]
     wanted = {form.meta, form.test, *form.train}
     content = {
-        PurePosixPath(path).name: pickle.loads(data, encoding="latin1")
+        PurePosixPath(path).name: _unpickled(data, source)
         for path, data in files
         if PurePosixPath(path).name in wanted
     }
@@ -207,14 +234,12 @@ def _from_batches(name: str, files: Iterator[tuple[str, bytes]], source: Path) -
         )
 
     def split(parts: Sequence[str]) -> Samples:
-        pixels = (
-            np.concatenate([content[p]["data"] for p in parts])
-            .reshape(-1, 3, 32, 32)
-            .transpose(0, 2, 3, 1)
-        )
+        rows = np.concatenate([content[p]["data"] for p in parts])
+        images = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         return Samples(
             np.concatenate([content[p][form.labels] for p in parts]),
-            np.ascontiguousarray(pixels).__getitem__,
+            images.__getitem__,
+            stamp=lambda i: str(zlib.crc32(images[i])),
         )
 
     return Dataset(
@@ -224,6 +249,25 @@ def _from_batches(name: str, files: Iterator[tuple[str, bytes]], source: Path) -
         split([form.test]),
         str(source),
     )
+
+
+class _Plain(pickle.Unpickler):
+    """Reads arrays, strings, lists and dictionaries. A pickle can call any function: one of a
+    stranger's archive must not."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PLAIN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
+        return super().find_class(module, name)
+
+
+def _unpickled(data: bytes, source: Path) -> Any:
+    try:
+        return _Plain(io.BytesIO(data), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"--source {source}: not CIFAR's own batches ({error}); fetch them again"
+        ) from None
 
 
 def _files_of_tree(root: Path) -> Iterator[tuple[str, bytes]]:

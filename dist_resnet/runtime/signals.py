@@ -10,11 +10,13 @@ MEANING = {
     signal.SIGUSR1: PREEMPTED,
     signal.SIGUSR2: PREEMPTED,
     signal.SIGTERM: TERMINATED,
+    signal.SIGHUP: TERMINATED,  # the terminal was closed
 }
 
 
 class StopSignal:
-    """Installs handlers for SIGUSR2 or SIGUSR1 (preemption, or the time limit is near) and SIGTERM.
+    """Installs handlers for SIGUSR2 or SIGUSR1 (preemption, or the time limit is near), SIGTERM,
+    and SIGHUP, unless that is ignored, as it is under nohup or a launcher.
 
     `requested` is None until one arrives, then "preempted" or "terminated". `before` holds the
     handlers found, for a launcher that wants to run its own once everything is saved."""
@@ -23,7 +25,11 @@ class StopSignal:
         """pause_at: a step after which to leave, known from the start and without a signal."""
         self.requested: str | None = None
         self.pause_at = pause_at
-        self.before = {number: signal.signal(number, self._note) for number in MEANING}
+        self.before = {
+            number: signal.signal(number, self._note)
+            for number in MEANING
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)
+        }
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, MEANING
         )  # batch scripts block them until there is a handler

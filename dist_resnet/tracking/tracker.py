@@ -4,6 +4,7 @@ metrics.jsonl is the source of truth: one JSON object a record, in the order of 
 the same figures."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -56,15 +57,24 @@ class Tracker:
         after its checkpoint."""
         if not self.writes:
             return
-        kept = [record for record in read_metrics(self.run_dir) if record["step"] <= step]
-        if self.path.exists():
-            aside = self.path.with_suffix(".partial")
-            aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(aside, self.path)
+        kept = self._kept(step)
         self.wandb.start(config, full_config, tags, wandb_id, kept)
         self._time_left.start(step)
         if self._bar:
             self._bar.start()
+
+    def _kept(self, step: int) -> list[dict[str, Any]]:
+        """The records up to a step; metrics.jsonl ends there. Records are in the order of their
+        steps, so that the file is cut off, which a full disk allows."""
+        kept, size = [], 0
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+            record = _record(line)
+            if record is None or record["step"] > step or not line.endswith(b"\n"):
+                os.truncate(self.path, size)
+                break
+            kept.append(record)
+            size += len(line)
+        return kept
 
     def stepped(self, step: int) -> None:
         """After every step: once, and soon, how long all of them will take."""
@@ -145,13 +155,16 @@ class Tracker:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The records of a run, also of one in progress: a last line that is not whole is left out."""
     path = run_dir / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break  # cut off when its writer died
-    return records
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return list(itertools.takewhile(lambda record: record is not None, map(_record, lines)))
+
+
+def _record(line: bytes) -> Any:
+    """None for a line that was cut off when its writer died."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def progress_bar(total_steps: int) -> Progress:

@@ -63,7 +63,10 @@ class WandbRun:
         records: those of metrics.jsonl, of which a killed process may not have sent the last."""
         stored = Stored.read(self.run_dir)
         self.id = wandb_id or os.environ.get("WANDB_RUN_ID") or stored.id or secrets.token_hex(4)
-        Stored(self.id, tuple(tags)).write(self.run_dir)
+        try:
+            Stored(self.id, tuple(tags)).write(self.run_dir)
+        except OSError as error:  # a full disk, say, which may not be full for long
+            self.say(f"warning: {self.run_dir / 'wandb'} could not be written ({error})")
         if config.wandb == "disabled":
             return
         mode = config.wandb

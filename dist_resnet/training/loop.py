@@ -30,11 +30,6 @@ from dist_resnet.training.regularisation import Mixing, StochasticDepth
 from dist_resnet.training.stop_vote import StopVote
 from dist_resnet.weights.writer import Writer
 
-DIVERGED = (
-    "the last good checkpoint is kept: lower --optim.lr, lengthen the warmup, "
-    "or use --train.precision fp32"
-)
-
 
 @dataclass
 class Training:
@@ -168,9 +163,8 @@ def log(run: Training, step: int) -> None:
     if means.bad_steps:
         first = step - math.ceil(means.bad_steps) + 1
         lr = run.plan.lr_at(first - 1)
-        raise ValueError(
-            f"the loss is not finite since step {first} (learning rate {lr:g}); {DIVERGED}"
-        )
+        told = f"the loss is not finite since step {first} (learning rate {lr:g})"
+        raise ValueError(f"{told}; {advice(run, first)}")
     figures = {
         **means.figures("train"),
         "lr": lr,
@@ -201,9 +195,17 @@ def require_finite_weights(run: Training, step: int) -> None:
     it."""
     if not torch.stack([p.detach().isfinite().all() for p in run.model.parameters()]).all():
         lr = run.plan.lr_at(step - 1)
-        raise ValueError(
-            f"weights are not finite after step {step} (learning rate {lr:g}); {DIVERGED}"
-        )
+        told = f"weights are not finite after step {step} (learning rate {lr:g})"
+        raise ValueError(f"{told}; {advice(run, step)}")
+
+
+def advice(run: Training, step: int) -> str:
+    """For a training that has diverged at this step: what there is, and what may help here."""
+    kept = (run.writer.directory / "LATEST").exists()
+    have = "the last good checkpoint is kept" if kept else "there is no checkpoint yet"
+    other = "" if run.config.train.precision == "fp32" else ", or use --train.precision fp32"
+    images = f" (or are mean and std in {run.config.data.dir}/manifest.json unsound?)"
+    return f"{have}: lower --optim.lr, lengthen the warmup{other}{images if step == 1 else ''}"
 
 
 def evaluate_and_log(run: Training, step: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from dist_resnet.config import FAMILIES, Config, Model
 from dist_resnet.data.manifest import Manifest
 
+VERSION = 1  # one more where a field is added; it needs a default then, so that old cards are read
+
 
 @dataclass(frozen=True)
 class Card:
@@ -19,6 +21,7 @@ class Card:
     size: list[int]  # height and width of the images that it is evaluated on
     share: float  # part of an image's shorter side that is cut out for that
     tta: str  # which views of an image it is evaluated on: train.eval_tta
+    version: int = 1  # VERSION of the code that wrote it
 
     @classmethod
     def of(cls, config: Config, betons: Manifest) -> "Card":
@@ -39,6 +42,11 @@ class Card:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Card":
         """Raises ValueError where fields are missing or unknown."""
+        if content.get("version", 1) > VERSION:
+            raise ValueError(
+                f"its card is of version {content['version']}, and this dist_resnet reads up to "
+                f"{VERSION}: update it"
+            )
         try:
             return cls(**content)
         except TypeError as error:
@@ -56,5 +64,5 @@ class Card:
         }
         try:
             return FAMILIES[values["family"]](**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"its network is of another version ({error})") from None

@@ -7,9 +7,8 @@ from PIL import Image
 
 from dist_resnet.data.decoders import shrink
 from dist_resnet.data.ffcv import resize_crop
+from dist_resnet.weights import pixels
 from dist_resnet.weights.card import Card
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 
 
 def prepare(image: Path | str | Image.Image, card: Card) -> np.ndarray:
@@ -17,19 +16,19 @@ def prepare(image: Path | str | Image.Image, card: Card) -> np.ndarray:
     card.share, then resized by the functions of an evaluation's decoder. An image of that size is
     taken as it is where card.share is 1.
 
-    Raises ValueError for a file that is no image."""
-    pixels = np.ascontiguousarray(_pixels(image))
+    Raises ValueError for a file that is no image, or of a mode without colours (pixels.read)."""
+    whole = np.ascontiguousarray(_pixels(image))
     height, width = card.size
-    piece = min(pixels.shape[0] / height, pixels.shape[1] / width) * card.share
+    piece = min(whole.shape[0] / height, whole.shape[1] / width) * card.share
     h, w = (max(1, int(piece * side + 1e-6)) for side in (height, width))
-    top, left = (pixels.shape[0] - h) // 2, (pixels.shape[1] - w) // 2
+    top, left = (whole.shape[0] - h) // 2, (whole.shape[1] - w) // 2
     result = np.empty((height, width, 3), np.uint8)
     if (h, w) == (height, width):
-        result[:] = pixels[top : top + h, left : left + w]
+        result[:] = whole[top : top + h, left : left + w]
     elif h >= height and w >= width:
-        shrink(pixels, top, left, h, w, result)
+        shrink(whole, top, left, h, w, result)
     else:
-        resize_crop(pixels, top, top + h, left, left + w, result)
+        resize_crop(whole, top, top + h, left, left + w, result)
     return np.ascontiguousarray(result.transpose(2, 0, 1))
 
 
@@ -41,7 +40,8 @@ def find(paths: list[Path], classes: list[str]) -> list[tuple[Path, int | None]]
         if path.is_dir():
             inside = _in_folder(path, classes)
             if not inside:
-                raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+                there = pixels.left_out(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+                raise ValueError(f"{path} holds no images" + (f", but {there}" if there else ""))
             found += inside
         elif path.is_file():
             found.append((path, None))
@@ -51,7 +51,14 @@ def find(paths: list[Path], classes: list[str]) -> list[tuple[Path, int | None]]
 
 
 def _in_folder(folder: Path, classes: list[str]) -> list[tuple[Path, int | None]]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    known_suffixes = pixels.suffixes()
+    files = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in known_suffixes
+        and p.is_file()
+        and not pixels.hidden(p.relative_to(folder))
+    )
     names = {file.relative_to(folder).parts[0] for file in files}
     known = names & set(classes)
     if not known:
@@ -67,10 +74,7 @@ def _in_folder(folder: Path, classes: list[str]) -> list[tuple[Path, int | None]
 
 def _pixels(image: Path | str | Image.Image) -> np.ndarray:
     """uint8 (height, width, 3)."""
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
     try:
-        with Image.open(image) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except OSError as error:
+        return pixels.read(image)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{image}: not an image that can be read ({error})") from None

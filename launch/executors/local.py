@@ -119,7 +119,7 @@ class _Watch:
         handlers = {
             s: signal.signal(s, self._interrupt)
             for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-            if s not in callers
+            if s not in callers and signal.getsignal(s) != signal.SIG_IGN  # as under nohup
         }
         try:
             while not self.job.done():
@@ -141,12 +141,12 @@ class _Watch:
     def _interrupt(self, number: int, frame: object) -> None:
         first, self.stopping = not self.stopping, True
         if first:
+            self.job._process.send_signal(signal.SIGTERM)  # the controller hands it on
             print(
                 "\nstopping: the workers save and leave (again to end them at once)",
                 file=sys.stderr,
                 flush=True,
             )
-            self.job._process.send_signal(signal.SIGTERM)  # the controller hands it on
         elif number == signal.SIGINT:
             self._kill()
 
@@ -220,13 +220,14 @@ class _Watch:
 
 @contextlib.contextmanager
 def _signals_kept_from_children() -> Iterator[None]:
-    """What children started here inherit. They ignore Ctrl-C, which a terminal sends to the whole
-    group: the launcher tells them instead. They block SIGUSR2, which would end a Python that is
-    still starting: WorkerTask takes it then."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What children started here inherit. They ignore Ctrl-C and a hangup, which a terminal sends
+    to the whole group: the launcher tells them instead. They block SIGUSR2, which would end a
+    Python that is still starting: WorkerTask takes it then."""
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

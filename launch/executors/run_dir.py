@@ -15,6 +15,11 @@ def create(run_dir: Path, config: Config) -> None:
     """Make the directory and write its config.yaml, once. Raises ValueError where it holds another
     configuration."""
     path = run_dir / "config.yaml"
+    if "%" in str(run_dir):
+        raise ValueError(
+            f"--run-dir {run_dir}: submitit and SLURM replace what follows a %, each in another "
+            "way; take a name without it"
+        )
     _require_weights(run_dir, config.train.init_from)
     if path.exists():
         different = differences(config_file.load(path), config)

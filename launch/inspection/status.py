@@ -19,6 +19,7 @@ from rich.text import Text
 from dist_resnet.reports import status as reader
 from dist_resnet.reports.status import STATES, Job, Status
 from dist_resnet.tracking.time_left import duration
+from launch.jobs import inert
 
 COLOURS = {"running": "green", "failed": "red", "queued": "cyan", "requeued": "cyan"}
 WATCH_SECONDS = 10
@@ -99,10 +100,8 @@ def _jobs_of(run_dirs: Sequence[Path], jobs: Sequence[Job]) -> dict[Path, Job]:
 
 def _run_dir(path: Path) -> Path | None:
     """Which run a task is to train; None for an agent of a W&B sweep."""
-    from submitit.helpers import DelayedSubmission
-
-    run_dir = getattr(DelayedSubmission.load(path).function, "run_dir", None)
-    return Path(run_dir).resolve() if run_dir else None
+    run_dir = getattr(getattr(inert.load(path), "function", None), "run_dir", None)
+    return Path(run_dir).resolve() if isinstance(run_dir, str) else None
 
 
 def _watch(directories: Sequence[Path], as_json: bool) -> None:

@@ -1,12 +1,13 @@
 """How a job's workers ended, read from what submitit left in its folder: who failed first, and
 why."""
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from submitit.core.utils import JobPaths
+
+from launch.jobs import inert
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _of_connection(traceback: str) -> bool:
 
 def _result(path: Path) -> tuple[float, str | None, str]:
     """(when, 'success' or 'error' or None, outcome or traceback) of a worker."""
-    try:
-        return path.stat().st_mtime, *pickle.loads(path.read_bytes())
-    except (OSError, EOFError, pickle.UnpicklingError):
+    found = inert.load(path)
+    if not isinstance(found, tuple) or len(found) != 2:
         return 0.0, None, ""
+    return path.stat().st_mtime, *found
