@@ -126,3 +126,12 @@ def test_a_strangers_task_file_runs_no_code(tmp_path, monkeypatch):
     found = command_status._jobs_of([theirs.parent, ours.parent], jobs)
     assert found == {(tmp_path / "ours").resolve(): jobs[1]}
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_start_without_its_first_line_hides_no_run(workers, small_path, tmp_path):
+    """As where the disk was full when it began."""
+    workers.make(small_path, tmp_path / "run")
+    line = {"start": 0, "ended": 9.0, "step": 4, "outcome": "failed: no space"}
+    (tmp_path / "run" / starts.FILE).write_text(json.dumps(line) + "\n")
+    found = status.read(tmp_path / "run", None, asked=False)
+    assert (found.state, found.reason, found.job) == ("failed", "no space", None)

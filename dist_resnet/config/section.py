@@ -58,12 +58,13 @@ class Section:
     section: ClassVar[str]
 
     def __post_init__(self) -> None:
+        kind: Any = type(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for number in value if isinstance(value, tuple) else (value,):
                 finite = not isinstance(number, float) or math.isfinite(number)
                 require(finite, self.key(field.name), value, "must be a finite number")
-            words, others = _choices(type(self))[field.name]
+            words, others = _choices(kind)[field.name]
             known = not words or value in words or isinstance(value, others)
             listed = ", ".join(map(str, words))
             require(known, self.key(field.name), value, f"must be one of {listed}")

@@ -82,7 +82,7 @@ def read(run_dir: Path, job: Job | None, asked: bool) -> Status:
         number,
         split,
         evaluation.get(f"{split}/top1"),
-        job.id if job else made[-1]["job"] if made else None,
+        job.id if job else made[-1].get("job") if made else None,
     )
 
 
@@ -112,7 +112,7 @@ def _state(
     outcome = last.get("outcome", "")
     if outcome.startswith("failed: "):
         return "failed", outcome.removeprefix("failed: ")
-    if made and not outcome and (asked or not last["job"]):
+    if made and not outcome and (asked or not last.get("job")):
         return "failed", "ended without a word; the same command goes on"
     return ("stopped" if trained or made else "new"), outcome
 
@@ -166,7 +166,7 @@ def is_locked(run_dir: Path) -> bool:
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_bytes())
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
