@@ -17,7 +17,7 @@ from dist_resnet.training import evaluation, optim
 from dist_resnet.training.optim import Lookahead
 
 NET = SpeedrunModel(
-    family="repeat",
+    family="speedrun",
     name="resnet8",
     channels=(32, 40, 48),
     dirac=True,

@@ -32,7 +32,7 @@ class Trial:
         self.reference = self.gradients(self.network)
 
     def build(self) -> nn.Module:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # made on the CPU
             torch.manual_seed(0)
             return models.build(CifarModel(name="resnet8"), 10).to(self.device)
 
