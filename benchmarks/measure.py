@@ -179,10 +179,10 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
     config = config_file.load(config_path, overrides)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(WORLD_SIZE=str(workers), LOCAL_WORLD_SIZE=str(workers))
-    everything = os.sched_getaffinity(0)
+    everything, threads = os.sched_getaffinity(0), os.environ.get("OMP_NUM_THREADS")
     if not torch.cuda.is_available():
         pin(rank, workers)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(int(threads or len(os.sched_getaffinity(0))))
     with (
         tempfile.TemporaryDirectory() as folder,
         distributed.connect(config.train.device, config.train.timeout_s) as world,
@@ -192,7 +192,9 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
             yield run
         finally:
             cuda_graph.release(run)
-            os.sched_setaffinity(0, everything)
+            os.sched_setaffinity(0, everything)  # as the next contender's process shall find it
+            if threads is None:
+                os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def build(config: Any, run_dir: Path, world: World) -> Training:

@@ -19,7 +19,12 @@ def test_the_benchmarks_for_a_gpu_run_to_their_end_without_one(tmp_path):
     betons.prepare(named, tmp_path / "data", val=0, seed=0)
     done = subprocess.run(
         ["bash", ROOT / "benchmarks/gpu.sh", tmp_path / "data", tmp_path / "out"],
-        env={**os.environ, "DRY_RUN": "1", "DIST_RESNET_PYTHON": sys.executable},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DRY_RUN": "1",
+            "DIST_RESNET_PYTHON": sys.executable,
+        },  # other tests run beside this one
         capture_output=True,
         text=True,
     )
