@@ -86,7 +86,7 @@ class Tracker:
             fewer = max(1, round(self.total * LONG_TRAINING / guess))
             self.say(
                 f"  shorter: --schedule.steps {fewer} (and milestones in proportion) takes ten "
-                "minutes; a GPU, or a processor with bf16, takes less for all"
+                "minutes; a GPU takes less for all"
             )
 
     def log(self, step: int, figures: dict[str, float]) -> None:
