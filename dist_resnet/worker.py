@@ -79,7 +79,14 @@ def life(
     announce(run, betons, settled)
     resume(run, run_dir, betons, saved)
     start = starts.Start(run_dir, writes=world.rank == 0)
-    start.begin(world.gather(starts.node()), world.size, world.device.type, progress.step)
+    start.begin(
+        world.gather(starts.node()),
+        world.size,
+        world.device.type,
+        progress.step,
+        betons.digest(),
+        state.changes(saved, run),
+    )
     try:
         fast_paths.engage(run, saved)
         with profiled(run, run_dir):

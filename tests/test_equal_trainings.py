@@ -2,6 +2,7 @@
 numbers of workers, other all-reduces, compiled, recomputed, interrupted."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from dist_resnet import worker
 from dist_resnet.prepare import betons, shapes
 from dist_resnet.prepare.encoding import Samples
 from dist_resnet.reports import comparison
+from dist_resnet.reports.comparison import read_summary
+from dist_resnet.tracking import starts
 from dist_resnet.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -63,6 +66,37 @@ def test_three_workers_in_fp16_resume_bit_identical(workers, small_path, tmp_pat
     again = workers.train(small_path, tmp_path / "b", *settings, size=3)
     assert "resuming at step 4" in workers.output
     assert_identical(straight, again)
+
+
+def test_what_says_how_a_run_is_run_may_change_at_any_start(
+    workers, small_path, shapes_dir, tmp_path, capsys
+):
+    """A complete run goes on where max_steps grows, also on betons that have been moved, logging
+    more often; other betons and fewer steps than it has are refused."""
+    straight = workers.train(small_path, tmp_path / "straight", "--train.max_steps", 10)
+    run = workers.train(small_path, tmp_path / "run", "--train.max_steps", 6)
+    moved = shutil.copytree(shapes_dir, tmp_path / "moved")
+    changed = ("--data.dir", moved, "--train.log_every", "1 steps", "--train.timeout_s", 99)
+    workers.train(small_path, run, *changed, "--train.max_steps", 10)
+    assert_identical(straight, run)
+    assert "resuming at step 6" in workers.output
+    assert "train.max_steps = 10 from this start on (6 before)" in capsys.readouterr().err
+    assert read_summary(run)["steps"] == 10
+    assert [start["changed"] for start in starts.read(run)] == [
+        {},
+        {
+            "data.dir": [str(shapes_dir), str(moved)],
+            "train.max_steps": [6, 10],
+            "train.log_every": ["2 steps", "1 steps"],
+            "train.timeout_s": [180.0, 99.0],
+        },
+    ]
+    (run / "summary.json").unlink()
+    with pytest.raises(RuntimeError, match="max_steps = 4: .* has reached step 10; give as many"):
+        workers.train(small_path, run, "--train.max_steps", 4)
+    betons.prepare(shapes.make(96, 8, seed=1), tmp_path / "other", val=0, seed=0)
+    with pytest.raises(ValueError, match=r"trained on other betons \(digest .* give another --run"):
+        workers.make(small_path, run, "--data.dir", tmp_path / "other")
 
 
 def test_four_workers_train_as_one_does(workers, small_path, tmp_path):

@@ -20,7 +20,7 @@ def job(monkeypatch):
 
 def begun(run_dir, step):
     start = starts.Start(run_dir, writes=True)
-    start.begin(["n2", "n1", "n2"], 3, "cpu", step)
+    start.begin(["n2", "n1", "n2"], 3, "cpu", step, "0123", {"train.max_steps": (20, 40)})
     return start
 
 
@@ -43,6 +43,7 @@ def test_lines_of_a_start_are_one_record_and_later_ones_win(tmp_path, job):
     assert (second["start"], second["from_step"], second["step"]) == (1, 12, 14)
     assert second["outcome"] == "failed: the worker of rank 1 on n2 ended without a word"
     assert (second["job"], second["restart"], second["nodes"]) == ("7", 1, ["n1", "n2"])
+    assert second["betons"] == "0123" and second["changed"] == {"train.max_steps": [20, 40]}
     assert second["began"] < second["ended"] and second["versions"]["torch"] and second["commit"]
     assert len((tmp_path / starts.FILE).read_text().splitlines()) == 6
 

@@ -3,24 +3,24 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Optional
 
-from dist_resnet.config.section import Section, setting
+from dist_resnet.config.section import Section, run_setting, setting
 
 
 @dataclass(frozen=True)
 class Data(Section):
     section: ClassVar[str] = "data"
-    dir: str = setting(
+    dir: str = run_setting(
         "data/cifar10", "directory that `dist-resnet prepare` wrote: betons and manifest.json"
     )
     dataset: Optional[str] = setting(
         None, "the data set that must be found there (cifar10, shapes ...); null: any"
     )
-    residency: Literal["stream", "device", "auto"] = setting(
+    residency: Literal["stream", "device", "auto"] = run_setting(
         "auto",
         "read the beton as it is needed, or hold it whole on the training device; "
         "auto: hold it where it fits well",
     )
-    stage: bool = setting(
+    stage: bool = run_setting(
         False, "copy the betons to $SLURM_TMPDIR or $TMPDIR of each node first, and read them there"
     )
     evaluate_on: Literal["test", "val"] = setting(
@@ -72,11 +72,11 @@ class Data(Section):
     window_pages: int = setting(
         64, "quasi_random: pages (8 MiB) whose samples are mixed with each other"
     )
-    loader_threads: Optional[int] = setting(
+    loader_threads: Optional[int] = run_setting(
         None, "loader threads of one worker; null: the CPUs the worker may use"
     )
-    batches_ahead: int = setting(3, "batches that the loader prepares in advance")
-    timeout_s: float = setting(
+    batches_ahead: int = run_setting(3, "batches that the loader prepares in advance")
+    timeout_s: float = run_setting(
         120.0, "give up when the loader has delivered nothing for so many seconds"
     )
 

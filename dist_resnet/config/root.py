@@ -22,6 +22,8 @@ from dist_resnet.config.recipe import Optim, Scaling, Schedule
 from dist_resnet.config.section import Section, key_of, require
 from dist_resnet.config.training import Tracking, Train
 
+Nested = dict[str, dict[str, Any]]  # section -> key -> value, as YAML has them
+
 
 @dataclass(frozen=True)
 class Config:
@@ -109,7 +111,7 @@ class Config:
         for field in dataclasses.fields(self):
             yield field.name, getattr(self, field.name)
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
+    def to_dict(self) -> Nested:
         """Plain nested values, as the YAML file has them."""
         return {
             name: {
@@ -121,28 +123,45 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value."""
-        return {
-            f"{section}.{key}": value
-            for section, values in self.to_dict().items()
-            for key, value in values.items()
+        return _flat(self.to_dict())
+
+    def may_change(self) -> set[str]:
+        """The dotted keys that any start of a run may change: `run_setting`s. Where optim.lookahead
+        aims at the last step, train.max_steps is none of them."""
+        keys = {
+            f"{name}.{key_of(field)}"
+            for name, section in self.sections()
+            for field in dataclasses.fields(section)
+            if field.metadata["may_change"]
         }
+        return keys - {"train.max_steps"} if self.optim.lookahead else keys
 
     def digest(self) -> str:
-        """Sixteen hex digits that differ for any two configurations that differ."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Sixteen hex digits of what the run gives: equal where only keys of `may_change`
+        differ."""
+        free = self.may_change()
+        text = json.dumps({key: v for key, v in self.flat().items() if key not in free})
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
+def _flat(nested: Nested) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, values in nested.items()
+        for key, value in values.items()
+    }
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+def differences(a: Config | Nested, b: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (value in a, value in b), where they differ; None where the other family has no
-    such key."""
-    left, right = a.flat(), b.flat()
+    such key. a: also as `to_dict` gives it."""
+    left, right = _flat(a.to_dict() if isinstance(a, Config) else a), b.flat()
     keys = dict.fromkeys([*left, *right])
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}

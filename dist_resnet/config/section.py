@@ -9,9 +9,16 @@ from functools import cache
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def setting(default: Any, comment: str) -> Any:
+def setting(default: Any, comment: str, *, may_change: bool = False) -> Any:
     """A dataclass field whose comment is also its `--help` text."""
-    return dataclasses.field(default=default, metadata={"comment": comment})
+    return dataclasses.field(
+        default=default, metadata={"comment": comment, "may_change": may_change}
+    )
+
+
+def run_setting(default: Any, comment: str) -> Any:
+    """A setting of how a run is run, and not of what it gives: any start of it may change this."""
+    return setting(default, comment, may_change=True)
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:

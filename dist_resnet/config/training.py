@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Optional, Union
 
-from dist_resnet.config.section import Section, parse_length, setting
+from dist_resnet.config.section import Section, parse_length, run_setting, setting
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Train(Section):
         "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth and "
         "on a GPU for 32x32 images' networks, else buckets",
     )
-    fast_paths: Literal["check", "require", "trust"] = setting(
+    fast_paths: Literal["check", "require", "trust"] = run_setting(
         "check",
         "before step 0, what makes a step faster (cast, compile, cuda_graph ...) is compared with "
         "the plain way; check: on a GPU, and what differs is left out; require: on any device, and "
@@ -77,32 +77,32 @@ class Train(Section):
         False, "GPU: only algorithms that give the same bits every time; slower"
     )
     label_smoothing: float = setting(0.0, "of the training loss")
-    final_split: Optional[Literal["test", "val"]] = setting(
+    final_split: Optional[Literal["test", "val"]] = run_setting(
         None, "evaluate once more at the end, on this split, beside data.evaluate_on"
     )
-    max_steps: Optional[int] = setting(
+    max_steps: Optional[int] = run_setting(
         None, "stop here, with the schedule unchanged; null: at its end"
     )
-    log_every: str = setting("50 steps", "'N steps' or 'N epochs'")
-    evaluate_every: str = setting(
+    log_every: str = run_setting("50 steps", "'N steps' or 'N epochs'")
+    evaluate_every: str = run_setting(
         "1 epochs", "'N steps' or 'N epochs'; the last step is always evaluated"
     )
-    checkpoint_every: str = setting(
+    checkpoint_every: str = run_setting(
         "1 epochs", "'N steps' or 'N epochs'; every evaluation and the last step save too"
     )
-    keep_checkpoints: int = setting(
+    keep_checkpoints: int = run_setting(
         2, "so many of the last checkpoints stay in RUN_DIR, besides the best"
     )
-    eval_batch: int = setting(500, "samples per worker and step of an evaluation")
+    eval_batch: int = run_setting(500, "samples per worker and step of an evaluation")
     eval_tta: Literal["none", "mirror", "mirror_translate"] = setting(
         "none",
         "test-time augmentation: the mean answer to an image and its mirror image; "
         "mirror_translate: and, with the weight of these, to both moved by one pixel (airbench)",
     )
-    profile: Optional[str] = setting(
+    profile: Optional[str] = run_setting(
         None, "'10 steps': trace so many on rank 0, after the first, into RUN_DIR/profile"
     )
-    timeout_s: float = setting(
+    timeout_s: float = run_setting(
         600.0, "end the run when a collective has waited so many seconds for a lost worker"
     )
 
@@ -162,20 +162,20 @@ class Train(Section):
 @dataclass(frozen=True)
 class Tracking(Section):
     section: ClassVar[str] = "tracking"
-    wandb: Literal["online", "offline", "disabled"] = setting(
+    wandb: Literal["online", "offline", "disabled"] = run_setting(
         "offline", "Weights & Biases; offline runs are sent later by `dist-resnet sync`"
     )
-    project: str = setting("dist_resnet", "W&B project")
-    entity: Optional[str] = setting(None, "W&B user or team; null: your default")
-    group: Optional[str] = setting(
+    project: str = run_setting("dist_resnet", "W&B project")
+    entity: Optional[str] = run_setting(None, "W&B user or team; null: your default")
+    group: Optional[str] = run_setting(
         None, "W&B group of runs that belong to one experiment; a sweep sets its name"
     )
-    tags: tuple[str, ...] = setting((), "W&B tags, besides model, data set and cluster")
-    grad_norm: bool = setting(False, "log the norm of the gradient of each logged step")
-    top_losses: int = setting(
+    tags: tuple[str, ...] = run_setting((), "W&B tags, besides model, data set and cluster")
+    grad_norm: bool = run_setting(False, "log the norm of the gradient of each logged step")
+    top_losses: int = run_setting(
         24, "keep so many of the worst answered images, with their answers; 0: none"
     )
-    artifact: bool = setting(False, "send the last checkpoint to W&B at the end")
+    artifact: bool = run_setting(False, "send the last checkpoint to W&B at the end")
 
     def check(self) -> None:
         self.require(self.top_losses >= 0, "top_losses", "must be 0 or more")

@@ -15,12 +15,6 @@ from dist_resnet.reports.search import Search, Trial
 from dist_resnet.tracking import starts
 from dist_resnet.tracking.tracker import read_metrics
 
-KEPT_APART = (
-    "train.seed",
-    "tracking.group",
-    "tracking.tags",
-    "data.dir",
-)  # not what an experiment is about
 CONFIDENCE = 0.95
 
 
@@ -58,10 +52,11 @@ class Comparison:
         return {**run.results, **{key: values.get(key) for key in self.changed}}
 
     def settings(self, run: Run) -> dict[str, Any]:
-        """The keys that differ and that an experiment is about: not the seed, nor where it was
+        """The keys that differ and that an experiment is about: not the seed, nor how it was
         run."""
         values = run.config.flat()
-        return {key: values.get(key) for key in self.changed if key not in KEPT_APART}
+        apart = {"train.seed"} | run.config.may_change() - {"train.max_steps"}
+        return {key: values.get(key) for key in self.changed if key not in apart}
 
 
 def compare(paths: Sequence[Path]) -> Comparison:

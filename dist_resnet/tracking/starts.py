@@ -9,7 +9,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,17 @@ class Start:
     def __init__(self, run_dir: Path, *, writes: bool) -> None:
         self.run_dir, self.writes, self.number = run_dir, writes, 0
 
-    def begin(self, nodes: Sequence[str], world_size: int, device: str, from_step: int) -> None:
+    def begin(
+        self,
+        nodes: Sequence[str],
+        world_size: int,
+        device: str,
+        from_step: int,
+        betons: str,
+        changed: Mapping[str, tuple[Any, Any]],
+    ) -> None:
+        """betons: their digest. changed: the settings that another start had as others, key ->
+        (before, now)."""
         if not self.writes:
             return
         self.number = len(read(self.run_dir))
@@ -47,6 +57,8 @@ class Start:
                 "commit": commit(),
                 "versions": versions(),
                 "from_step": from_step,
+                "betons": betons,
+                "changed": changed,
             },
         )
 

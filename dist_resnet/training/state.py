@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dist_resnet.config import differences
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.training.loop import Training
 from dist_resnet.weights.card import Card
@@ -33,11 +34,22 @@ def capture(run: Training, betons: Manifest) -> dict[str, Any]:
     }
 
 
+def changes(saved: dict[str, Any] | None, run: Training) -> dict[str, tuple[Any, Any]]:
+    """The settings that this start has as others than the checkpoint: key -> (there, now)."""
+    return differences(saved["config"], run.config) if saved else {}
+
+
 def restore(run: Training, saved: dict[str, Any], run_dir: Path, betons: Manifest) -> None:
     """Make a training, as built, what `capture` found. Raises ValueError where data or batch are
-    others."""
+    others, or where it is past train.max_steps."""
     require_same_betons(saved, betons, run_dir)
     require_same_batch(saved, run, run_dir)
+    reached = saved["progress"]["step"]
+    if reached > run.plan.last_step:
+        raise ValueError(
+            f"train.max_steps = {run.config.train.max_steps}: RUN_DIR {run_dir} has reached step "
+            f"{reached}; give as many or more"
+        )
     run.model.module.load_state_dict(saved["model"])
     run.optimizer.load_state_dict(saved["optimizer"])
     for group in run.optimizer.param_groups:

@@ -53,9 +53,8 @@ def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     base = config_file.load(options.config, overrides)
     resources = Resources.of(options, base.train.device)
     check(base, resources.workers)
-    directory = (
-        options.run_dir or Path("runs") / f"repeat-{options.config.stem}-{base.digest()[:8]}"
-    )
+    name = f"repeat-{options.config.stem}-{run_dir.digest(base)[:8]}"
+    directory = options.run_dir or Path("runs") / name
     paths = {}
     for seed in range(base.train.seed, base.train.seed + options.runs):
         path = paths[seed] = directory / f"seed{seed}"

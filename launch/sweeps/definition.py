@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_resnet.config import Config, config_file, require, yaml_file
+from launch.executors import run_dir
 from launch.sweeps import space
 from launch.sweeps.space import Condition, Spec
 
@@ -140,7 +141,7 @@ def runs(
             if not space.is_constant(sweep.parameters.get(key, {}))
         )
         name = re.sub(r"[^\w.=,+-]+", "_", varied)[:120]
-        found[directory / f"{name}-{config.digest()[:6]}"] = config
+        found[directory / f"{name}-{run_dir.digest(config, varied)[:6]}"] = config
     return list(found.items())
 
 
