@@ -26,11 +26,13 @@ from dist_resnet.models.cifar import ResNet as CifarResNet
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.models.speedrun import SpeedrunResNet
 from dist_resnet.reports.confusion import Confusion
-from dist_resnet.runtime import distributed, gpus, lock, memory, precision
+from dist_resnet.runtime import distributed, gpus, memory, precision
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.gpus import Gpu
+from dist_resnet.runtime.lock import RunLock
 from dist_resnet.runtime.precision import DTYPES, Settled
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
+from dist_resnet.runtime.slurm_job import node
 from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import data_parallel, evaluation, loop, optim, state, summary
@@ -80,7 +82,7 @@ def life(
     resume(run, run_dir, betons, saved)
     start = starts.Start(run_dir, writes=world.rank == 0)
     start.begin(
-        world.gather(starts.node()),
+        world.gather(node()),
         world.size,
         world.device.type,
         progress.step,
@@ -108,15 +110,19 @@ def life(
 
 @contextmanager
 def locked(run_dir: Path, world: World, patience_s: float = 10.0) -> Iterator[None]:
-    """Hold RUN_DIR/lock on rank 0, so that two trainings never write one RUN_DIR. Freed by the end
-    of the process."""
-    with open(run_dir / "lock", "a") as file:
-        if not world.from_rank0(lock.acquire(file, patience_s) if world.rank == 0 else None):
-            raise ValueError(
-                f"RUN_DIR {run_dir} is in use by another training: wait for its end, stop it, or "
-                "give another --run-dir"
-            )
+    """Hold RUN_DIR/lock on rank 0, so that two trainings never write one RUN_DIR."""
+    lock = RunLock(run_dir) if world.rank == 0 else None
+    holder = world.from_rank0(lock.acquire(patience_s) if lock else None)
+    if holder is not None:
+        raise ValueError(
+            f"RUN_DIR {run_dir} is in use by another training ({holder}): wait for its end, stop "
+            "it, or give another --run-dir"
+        )
+    try:
         yield
+    finally:
+        if lock:
+            lock.release()
 
 
 def settle_precision(
@@ -125,7 +131,7 @@ def settle_precision(
     """The configuration with train.precision as every rank trains in it, and why. saved: the
     checkpoint that is resumed."""
     usable, kept = for_device.half_precisions(config), saved["precision"] if saved else None
-    settled = precision.settle(config.train.precision, kept, usable, world, starts.node())
+    settled = precision.settle(config.train.precision, kept, usable, world, node())
     return for_device.with_precision(config, settled.name), settled
 
 

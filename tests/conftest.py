@@ -200,7 +200,7 @@ def without_last_checkpoint(
     run_dir: Path, copy: Path, damage: Callable[[Path], object] = Path.unlink
 ) -> None:
     """A copy of a finished run that looks as if it had been killed at its end."""
-    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("summary.json", "lock"))
+    shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("summary.json", "lock*"))
     damage(copy / "checkpoints" / (copy / "checkpoints/LATEST").read_text().strip())
 
 

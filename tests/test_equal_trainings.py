@@ -92,7 +92,7 @@ def test_what_says_how_a_run_is_run_may_change_at_any_start(
         },
     ]
     (run / "summary.json").unlink()
-    with pytest.raises(RuntimeError, match="max_steps = 4: .* has reached step 10; give as many"):
+    with pytest.raises(RuntimeError, match=r"max_steps = 4: .* has reached step 10; give as many"):
         workers.train(small_path, run, "--train.max_steps", 4)
     betons.prepare(shapes.make(96, 8, seed=1), tmp_path / "other", val=0, seed=0)
     with pytest.raises(ValueError, match=r"trained on other betons \(digest .* give another --run"):

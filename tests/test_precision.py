@@ -47,7 +47,7 @@ def test_a_run_takes_what_every_device_multiplies_and_keeps_it(workers, small_pa
     for name, limits, told in (
         ("amx", [None], "bf16 (auto: AMX)"),
         ("limited", [LIMIT], f"fp32 (auto: {NO_BF16})"),
-        ("mixed", [None, LIMIT], f"fp32 (auto: rank 1 on {worker.starts.node()}: {NO_BF16})"),
+        ("mixed", [None, LIMIT], f"fp32 (auto: rank 1 on {worker.node()}: {NO_BF16})"),
     ):
         run_dir = tmp_path / name
         workers.make(small_path, run_dir)
@@ -63,7 +63,7 @@ def test_a_run_takes_what_every_device_multiplies_and_keeps_it(workers, small_pa
         assert "resuming at step" in workers.output
         assert f"1 x cpu, {settled} (as at the run's first start)\n" in workers.output
         assert kept_in(tmp_path / "resumed" / name) == (settled, settled)
-        emulated = f"warning: bf16 is emulated on {worker.starts.node()} ({NO_BF16}): a convolution"
+        emulated = f"warning: bf16 is emulated on {worker.node()} ({NO_BF16}): a convolution"
         assert (emulated in workers.output) == (settled == "bf16")
         assert ("the run keeps it" in workers.output) == (settled == "bf16")
 

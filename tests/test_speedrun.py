@@ -165,7 +165,7 @@ def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     shutil.copytree(
         cli.directory / "runs/seed1",
         cli.directory / "cut/seed1",
-        ignore=shutil.ignore_patterns("summary.json", "seconds.json", "lock", "*18.pt"),
+        ignore=shutil.ignore_patterns("summary.json", "seconds.json", "lock*", "*18.pt"),
     )
     code, output = cli(*command[:-1], "cut", "--train.seed", 1, "--runs", 1)
     assert code == 0 and "resuming at step 14" in output, output

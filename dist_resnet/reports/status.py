@@ -1,7 +1,6 @@
 """Where runs stand, also while they write: read from the ends of their files, a millisecond or so a
 run. No torch, no SLURM."""
 
-import fcntl
 import json
 import os
 import time
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dist_resnet.runtime import lock
 from dist_resnet.tracking import starts
 
 STATES = ("running", "queued", "requeued", "failed", "stopped", "complete", "new")
@@ -106,7 +106,7 @@ def _state(
     """(state, reason) of a run without a summary. made: its starts."""
     if job is not None and job.state == "PENDING":
         return "requeued" if trained or made else "queued", job.reason
-    if job is not None or is_locked(run_dir):
+    if job is not None or lock.is_held(run_dir):
         return "running", _silence(run_dir / "metrics.jsonl")
     last = made[-1] if made else {}
     outcome = last.get("outcome", "")
@@ -149,18 +149,6 @@ def _reversed_records(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             continue  # empty, or being written
-
-
-def is_locked(run_dir: Path) -> bool:
-    """Whether a training holds its lock; False where the file system has none."""
-    try:
-        with open(run_dir / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ whoever watched it and knows better. Lines of one number are one record; later o
 import json
 import os
 import platform
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from dist_resnet.runtime.slurm_job import job_id, restarts
 
 FILE = "starts.jsonl"
 PACKAGES = ("dist-resnet", "torch", "ffcv", "numpy", "wandb")
@@ -49,7 +50,7 @@ class Start:
             {
                 "start": self.number,
                 "began": psutil.Process().create_time(),
-                "job": job(),
+                "job": job_id(),
                 "restart": restarts(),
                 "nodes": sorted(set(nodes)),
                 "world_size": world_size,
@@ -94,12 +95,12 @@ def settle(run_dir: Path, why: str) -> None:
     """By a batch script, for this start of its job: it failed, and why. Also of one that failed
     before it could begin its record."""
     records = read(run_dir)
-    ours = [r for r in records if (r.get("job"), r.get("restart")) == (job(), restarts())]
+    ours = [r for r in records if (r.get("job"), r.get("restart")) == (job_id(), restarts())]
     now = time.time()
     began = {
         "start": len(records),
         "began": float(os.environ.get("SLURM_JOB_START_TIME", now)),
-        "job": job(),
+        "job": job_id(),
         "restart": restarts(),
     }
     known = {"start": ours[-1]["start"]} if ours else began
@@ -109,23 +110,6 @@ def settle(run_dir: Path, why: str) -> None:
 def failed(why: str) -> str:
     """An outcome, in one line."""
     return "failed: " + why.strip().partition("\n")[0][:300]
-
-
-def job() -> str | None:
-    """The id of the SLURM job that this process belongs to, of an array JOB_TASK; None outside."""
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID")
-
-
-def restarts() -> int:
-    """How often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0))
-
-
-def node() -> str:
-    """The name of this machine, as SLURM has it."""
-    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def versions() -> dict[str, str | None]:

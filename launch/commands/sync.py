@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_resnet.reports import status
+from dist_resnet.runtime import lock
 
 WATCH_SECONDS = 60
 
@@ -54,7 +55,7 @@ def _sync_all(directories: Sequence[Path], quiet: bool) -> int:
     failed = 0
     for run_dir in run_dirs:
         try:
-            told = wandb_sync.sync(run_dir, status.is_locked(run_dir), print)
+            told = wandb_sync.sync(run_dir, lock.is_held(run_dir), print)
         except (RuntimeError, ValueError, OSError) as error:
             failed += 1
             print(f"{run_dir}: {error}", file=sys.stderr, flush=True)

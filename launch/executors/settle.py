@@ -11,6 +11,7 @@ from submitit.core.utils import DelayedSubmission, JobPaths
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from dist_resnet.diagnosis import hang
+from dist_resnet.runtime import slurm_job
 from dist_resnet.runtime.signals import COMPLETED
 from dist_resnet.tracking import starts
 from launch.executors.cluster import Cluster
@@ -76,7 +77,7 @@ def settle(folder: Path) -> int:
     node = nodes[failure.rank * len(nodes) // workers]
     run_dir = Path(task.run_dir) if isinstance(task, WorkerTask) else None
     why = failure.tell(f" on {node}", hang.story(run_dir, workers) if run_dir else None)
-    _tell(folder, f"start {starts.restarts() + 1} of job {job_id}: {why}")
+    _tell(folder, f"start {slurm_job.restarts() + 1} of job {job_id}: {why}")
     if run_dir:
         starts.settle(run_dir, why)
     if failure.exception is not None:
@@ -90,7 +91,7 @@ def _after_signal(code: int, task: Task, folder: Path) -> int:
 
 def _unless_too_often(kind: str, code: int, most: int, folder: Path) -> int:
     """The code, unless too many starts of this job have ended like this, with this one."""
-    (folder / f"{kind}-{_job_id()}-{starts.restarts()}").touch()
+    (folder / f"{kind}-{_job_id()}-{slurm_job.restarts()}").touch()
     ends = len(list(folder.glob(f"{kind}-{_job_id()}-*")))
     if ends <= most:
         return code
@@ -116,7 +117,7 @@ def _tell(folder: Path, line: str) -> None:
 
 def _job_id() -> str:
     """This job's id in submitit's form. Raises RuntimeError outside a job."""
-    job_id = starts.job()
+    job_id = slurm_job.job_id()
     if job_id is None:
         raise RuntimeError(
             "SLURM_JOB_ID is not set: this is for batch scripts; submit one with sbatch"

@@ -19,7 +19,7 @@ from submitit.helpers import DelayedSubmission
 
 from dist_resnet.runtime import imports
 from dist_resnet.runtime.signals import PREEMPTED, StopSignal
-from dist_resnet.tracking.starts import restarts
+from dist_resnet.runtime.slurm_job import restarts
 
 RENDEZVOUS_SECONDS = 300
 

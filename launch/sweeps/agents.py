@@ -21,6 +21,8 @@ from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from launch.jobs.task import leave
 
+ORPHANS_SECONDS = 15  # those that were killed with their agent may be slow to end
+
 # where wandb's helper process listens, which ends with the process that started it
 SERVICE = "WANDB_SERVICE"
 AGENT = "DIST_RESNET_AGENT"  # the name of the agent, in the environment of what it runs
@@ -145,7 +147,9 @@ class AgentTask:
         left = [
             d
             for d in found
-            if (d / "config.yaml").exists() and not (d / "summary.json").exists() and _is_free(d)
+            if (d / "config.yaml").exists()
+            and not (d / "summary.json").exists()
+            and lock.wait_until_free(d, ORPHANS_SECONDS)
         ]
         for run_dir in left:
             (run_dir / "agent").write_text(self.agent)
@@ -172,10 +176,3 @@ class AgentTask:
 
     def _note(self) -> Path:
         return Path(self.directory) / f"agent-{self.agent}.left"
-
-
-def _is_free(run_dir: Path) -> bool:
-    """Whether no training holds it, or lets it go in time: those that were killed with their agent
-    may be slow to end."""
-    with open(run_dir / "lock", "a") as file:
-        return lock.acquire(file, patience_s=15)

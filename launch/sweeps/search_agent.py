@@ -77,7 +77,7 @@ class SearchAgentTask:
             return study.fresh(trial)
         try:
             run_dir.create(directory, config)
-            if not _is_free(directory):
+            if not lock.wait_until_free(directory, ORPHANS_SECONDS):
                 print(f"{directory} is still in use: left for later", flush=True)
                 study.release(trial)
             elif not self._train(directory, config, plan, trial, stop):
@@ -184,8 +184,3 @@ def _next(study: Study, stop: StopSignal) -> Trial | None:
             return trial
         time.sleep(1)
     return None
-
-
-def _is_free(directory: Path) -> bool:
-    with open(directory / "lock", "a") as file:
-        return lock.acquire(file, ORPHANS_SECONDS)
