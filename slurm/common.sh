@@ -34,7 +34,7 @@ find_python() {
 stage() {
   if [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || [ ! -e "$kept" ]; then
     local said
-    said=$("${python[@]}" -m launch stage "$@") || exit 1
+    said=$("${python[@]}" -m dist_resnet stage "$@") || exit 1
     [ -n "$said" ] || exit 0  # this run is complete
     mkdir -p runs/.jobs && echo "$said" >"$kept.partial" && mv "$kept.partial" "$kept" || exit 1
   fi
@@ -57,7 +57,7 @@ train() {
   # shellcheck disable=SC2086
   srun $DIST_RESNET_SRUN_ARGS --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
     --open-mode=append "${hold[@]}" "${worker[@]}" -u -m submitit.core._submit "$folder"
-  "${python[@]}" -m launch settle "$folder"  # says who failed and why
+  "${python[@]}" -m dist_resnet settle "$folder"  # says who failed and why
   local ended=$?
   [ $ended != 0 ] || rm -f "$kept"
   exec bash "$code/launch/jobs/requeue.sh" $ended "$job"
@@ -65,5 +65,5 @@ train() {
 
 prepare() {
   find_python
-  exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${python[@]}" -m launch prepare "$@"
+  exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${python[@]}" -m dist_resnet prepare "$@"
 }

@@ -1,6 +1,7 @@
 """The command: quick help, no torch on the login node, and one line for every mistake."""
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,35 @@ def test_submitting_imports_no_torch(cli):
         [sys.executable, "-c", code], capture_output=True, text=True, env=cli.environment
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_crashes_is_told_with_the_signals_name_and_what_may_cause_it(cli, small_path):
+    """DDP on gloo crashes so in torch 2.14.1."""
+    words = ("train", small_path, "--workers-per-node", 2, "--train.all_reduce", "buckets")
+    code, output = cli(*words, TORCH_DISTRIBUTED_DEBUG="DETAIL")
+    assert code == 1, output
+    assert re.search(
+        r"the worker of rank [01] ended without a word: Segmentation fault \(its stacks are in its "
+        r"log\); TORCH_DISTRIBUTED_DEBUG is set, .* unset it\. The same command goes on",
+        output,
+    ), output
+
+
+@pytest.mark.slow
+def test_another_package_named_launch_is_not_in_the_way(cli, small_path):
+    """ROS 2 has one; the workers, too, find ours."""
+    (cli.directory / "ros/launch").mkdir(parents=True)
+    (cli.directory / "ros/launch/__init__.py").write_text("")
+    words = ("train", small_path, "--train.max_steps", 2, "--workers-per-node", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", "from dist_resnet.__main__ import main; main()", *map(str, words)],
+        cwd=cli.directory,
+        env={**cli.environment, "PYTHONPATH": f"{cli.directory}/ros:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "step 2/2" in done.stdout, done.stdout + done.stderr
 
 
 def mistakes(shapes_dir):

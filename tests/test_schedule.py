@@ -79,6 +79,29 @@ def test_linear_warmup_reaches_the_peak():
     assert rates[99] == rates[100] == pytest.approx(0.2) and rates == sorted(rates)
 
 
+def test_a_raised_learning_rate_is_warmed_up_to_unless_the_recipe_says_otherwise():
+    """Goyal et al. 2017, section 2.2: from the learning rate of the reference batch, in 5 epochs;
+    the paper's own batch has none."""
+    p = derive(8)
+    assert (p.warmup, p.warmup_steps) == ("linear", 5 * (N // 1024))
+    assert p.lr_at(0) == pytest.approx(0.1 + 0.7 / 240) and p.lr_at(239) == pytest.approx(0.8)
+    assert derive(8, "--schedule.steps", "490", "--schedule.milestones", "[]").warmup_steps == 49
+    for alone in ((1,), (8, "--scaling.lr", "none"), (8, "--schedule.warmup", "none")):
+        assert (derive(*alone).warmup, derive(*alone).warmup_steps) == ("none", 0)
+
+
+def test_what_a_larger_batch_changes_is_said():
+    rows = dict(derive(8).rows())
+    assert rows["epochs"].startswith("1333.3 of 50,000 samples; 65,536,000 images in all, 8 times")
+    assert "--scaling.milestones samples" in rows["epochs"]
+    shared = ("--batch.per_worker", "null", "--batch.global", "64")
+    assert dict(derive(2, *shared).rows())["BN's share"].startswith("32 images; others with")
+    kept = derive(1, *shared, "--batch.virtual_workers", "2")
+    assert dict(kept.rows())["BN's share"] == "32 images"
+    for same in (derive(1), derive(8, "--scaling.milestones", "samples")):
+        assert "times" not in dict(same.rows())["epochs"]
+
+
 def test_a_warmup_above_the_learning_rate_is_named():
     def row(*overrides):
         return dict(derive(8, "--schedule.warmup", "linear", *overrides).rows())["warmup"]

@@ -1,17 +1,20 @@
 """Folders and files as people have them: what is in them is read right, left out by name, or
 refused."""
 
+import hashlib
+import http.server
 import io
 import os
 import pickle
 import tarfile
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dist_resnet.data.streaming_loader import StreamingLoader
-from dist_resnet.prepare import betons, encoding, sources
+from dist_resnet.prepare import betons, download, encoding, sources
 from dist_resnet.prepare.encoding import Encoding
 from dist_resnet.weights import images, pixels
 from dist_resnet.weights.card import Card
@@ -155,3 +158,47 @@ def test_a_strangers_archive_runs_no_code(tmp_path):
     with pytest.raises(ValueError, match=r"not CIFAR's own batches \(it asks for posix\.system"):
         sources.cifar("cifar10", path, tmp_path / "data")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_download_that_stalls_ends_and_is_continued(tmp_path, monkeypatch):
+    """Also by a server that knows no ranges; a file of another content is refused."""
+    content = os.urandom(300_000)
+    md5, asked = hashlib.md5(content).hexdigest(), []
+    silent = threading.Event()
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Range"))
+            begin = 0
+            if asked[-1] and "ranges" in self.path:
+                begin = int(asked[-1].removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206 if begin else 200)
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            first = len(asked) == 1
+            self.wfile.write(content[begin : 100_000 if first else None])
+            self.wfile.flush()
+            if first:
+                silent.wait(30)
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, to = f"http://127.0.0.1:{server.server_port}/ranges/x.tar.gz", tmp_path / "x.tar.gz"
+        with pytest.raises(
+            OSError, match=r"nothing came for 0 s .* 0.1 MiB that are there are kept"
+        ):
+            download.fetch(url, to, md5)
+        silent.set()
+        download.fetch(url, to, md5)
+        assert to.read_bytes() == content and asked == [None, "bytes=100000-"]
+        (tmp_path / "y.partial").write_bytes(b"begun")
+        download.fetch(url.replace("ranges", "whole"), tmp_path / "y", md5)
+        assert (tmp_path / "y").read_bytes() == content
+        with pytest.raises(OSError, match="not the file that was expected"):
+            download.fetch(url, tmp_path / "z", "0" * 32)
+        server.shutdown()
+    assert not list(tmp_path.glob("*.partial"))

@@ -76,10 +76,11 @@ class Schedule(Section):
     final_lr: float = setting(
         0.0, "learning rate at which decay linear and cosine end, at the reference batch"
     )
-    warmup: Literal["none", "constant", "linear"] = setting(
-        "none",
+    warmup: Literal["auto", "none", "constant", "linear"] = setting(
+        "auto",
         "constant: warmup_lr throughout (the paper's, for ResNet-110); linear: from warmup_lr up "
-        "to lr",
+        "to lr; auto: where scaling.lr raises the learning rate, from lr up to that in 5 epochs, "
+        "a tenth of the training at most (Goyal et al. 2017); else none",
     )
     warmup_length: str = setting("400 steps", "of the recipe: '400 steps' or '5 epochs'")
     warmup_lr: float = setting(

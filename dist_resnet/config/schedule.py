@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from dist_resnet.config import Config, SpeedrunModel, parse_length
 
+WARMUP_EPOCHS = 5  # Goyal et al. 2017, section 2.2
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -19,10 +21,12 @@ class Plan:
 
     world_size: int
     virtual_workers: int  # the world size, unless batch.virtual_workers says otherwise
+    fixed_shares: bool  # whether a worker's, which BN sees, do not depend on the world size
     local_batch: int  # samples of one worker and step
     global_batch: int
     k: float  # global batch / reference batch
     train_samples: int
+    recipe_images: int  # of the whole recipe at its reference batch
     steps_per_epoch: (
         int  # an incomplete last batch is left out; every epoch has an order of its own
     )
@@ -56,6 +60,16 @@ class Plan:
             return self.warmup_lr + (self.peak_lr - self.warmup_lr) * (step + 1) / self.warmup_steps
         fall = self.peak_lr - self.final_lr
         return self.final_lr + fall * DECAYS[self.decay].factor(self, step)
+
+    def _beside_the_recipe(self) -> str:
+        images = self.schedule_steps * self.global_batch
+        times = images / self.recipe_images
+        if abs(times - 1) < 0.01:
+            return ""
+        return (
+            f"; {images:,} images in all, {times:.3g} times the recipe's {self.recipe_images:,} "
+            "(as many: --scaling.milestones samples)"
+        )
 
     def part(self, step: int) -> float:
         """How much of the way from the warmup's end to the recipe's is done, 0 to 1."""
@@ -95,9 +109,8 @@ class Plan:
             "constant": f"{self.warmup_lr:g} for {self.warmup_steps:,} steps",
             "linear": f"{self.warmup_lr:g} to {self.peak_lr:g} in {self.warmup_steps:,} steps",
         }[self.warmup]
-        shares = ""
-        if self.virtual_workers != self.world_size:
-            shares = f"{self.parts} virtual ones x {self.local_batch // self.parts:,} = "
+        share = self.local_batch // self.parts
+        shares = f"{self.parts} virtual ones x {share:,} = " if self.parts > 1 else ""
         if self.warmup == "constant" and self.k > 1:
             warmup += " (at k > 1 Goyal et al. found --schedule.warmup linear better)"
         if self.warmup != "none" and self.warmup_lr > self.peak_lr:
@@ -109,6 +122,16 @@ class Plan:
                 f"{shares}{self.local_batch:,}; "
                 f"k = {self.k:g}",
             ),
+            (
+                "BN's share",
+                f"{share:,} images"
+                + (
+                    ""
+                    if self.fixed_shares
+                    else "; others with another number of workers, and so other results "
+                    "(--batch.virtual_workers keeps them)"
+                ),
+            ),
             ("learning rate", f"{self.peak_lr:g}, {falls}"),
             ("warmup", warmup),
             (
@@ -118,7 +141,8 @@ class Plan:
             ),
             (
                 "epochs",
-                f"{self.last_step / self.steps_per_epoch:.1f} of {self.train_samples:,} samples",
+                f"{self.last_step / self.steps_per_epoch:.1f} of {self.train_samples:,} samples"
+                + self._beside_the_recipe(),
             ),
             (
                 "every",
@@ -174,22 +198,28 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         return max(1, round(count * (steps_per_epoch if unit == "epochs" else 1)))
 
     schedule_steps = max(1, at_this_batch(recipe.steps))
-    warmup, unit = parse_length("schedule.warmup_length", recipe.warmup_length)
-    if unit == "epochs":
-        warmup *= train_samples / recipe.reference_batch
-    if recipe.warmup != "none" and at_this_batch(warmup) >= schedule_steps:
-        raise ValueError(
-            f"schedule.warmup_length = {recipe.warmup_length!r} is {at_this_batch(warmup)} of "
-            f"{schedule_steps} steps: "
-            "shorten it, or raise schedule.steps"
-        )
+    warmup, warmup_steps, warmup_lr = recipe.warmup, 0, recipe.warmup_lr * lr_factor
+    if warmup == "auto":
+        warmup, warmup_lr = "linear" if lr_factor > 1 else "none", config.optim.lr
+        warmup_steps = min(WARMUP_EPOCHS * steps_per_epoch, schedule_steps // 10)
+    elif warmup != "none":
+        length, unit = parse_length("schedule.warmup_length", recipe.warmup_length)
+        of_epochs = train_samples / recipe.reference_batch if unit == "epochs" else 1
+        warmup_steps = at_this_batch(length * of_epochs)
+        if warmup_steps >= schedule_steps:
+            raise ValueError(
+                f"schedule.warmup_length = {recipe.warmup_length!r} is {warmup_steps} of "
+                f"{schedule_steps} steps: shorten it, or raise schedule.steps"
+            )
     return Plan(
         world_size=world_size,
         virtual_workers=workers,
+        fixed_shares=bool(config.batch.virtual_workers or config.batch.per_worker),
         local_batch=global_batch // world_size,
         global_batch=global_batch,
         k=k,
         train_samples=train_samples,
+        recipe_images=recipe.steps * recipe.reference_batch,
         steps_per_epoch=steps_per_epoch,
         schedule_steps=schedule_steps,
         last_step=min(schedule_steps, config.train.max_steps or schedule_steps),
@@ -198,9 +228,9 @@ def plan(config: Config, world_size: int, train_samples: int) -> Plan:
         milestones=tuple(at_this_batch(m) for m in recipe.milestones),
         gamma=recipe.gamma,
         final_lr=recipe.final_lr * lr_factor,
-        warmup=recipe.warmup,
-        warmup_steps=0 if recipe.warmup == "none" else at_this_batch(warmup),
-        warmup_lr=recipe.warmup_lr * lr_factor,
+        warmup=warmup,
+        warmup_steps=0 if warmup == "none" else warmup_steps,
+        warmup_lr=warmup_lr,
         log_every=period("log_every"),
         evaluate_every=period("evaluate_every"),
         checkpoint_every=period("checkpoint_every"),

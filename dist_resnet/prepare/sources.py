@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dist_resnet.prepare import download
 from dist_resnet.prepare.betons import Dataset
 from dist_resnet.prepare.encoding import Encoding, Samples
 from dist_resnet.weights import pixels
 
 PLACE = re.compile(r"(?:^|/)(train|test|val)/([^/]+)/([^/]+)$", re.IGNORECASE)
+HOME = "https://www.cs.toronto.edu/~kriz"  # of CIFAR
 ARCHIVES = ("*.tar", "*.tar.xz", "*.tar.gz", "*.tgz")
 
 
@@ -33,7 +35,7 @@ class OfficialForm:
     labels: str
     train: tuple[str, ...]
     test: str
-    torchvision: str
+    md5: str  # of the archive
 
 
 CIFAR = {
@@ -45,7 +47,7 @@ CIFAR = {
         labels="labels",
         train=tuple(f"data_batch_{i}" for i in range(1, 6)),
         test="test_batch",
-        torchvision="CIFAR10",
+        md5="c58f30108f718f92721af3b95e74349a",
     ),
     "cifar100": OfficialForm(
         folder="cifar-100-python",
@@ -55,7 +57,7 @@ CIFAR = {
         labels="fine_labels",
         train=("train",),
         test="test",
-        torchvision="CIFAR100",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
     ),
 }
 
@@ -76,17 +78,19 @@ class Unavailable(RuntimeError):
     exit_code = 69  # EX_UNAVAILABLE
 
 
-def cifar(name: str, source: Path | None, data_folder: Path) -> Dataset:
-    """CIFAR-10 or CIFAR-100 from `source`, else from a copy in data_folder, else downloaded there
-    by torchvision.
+def cifar(name: str, source: Path | str | None, data_folder: Path) -> Dataset:
+    """CIFAR-10 or CIFAR-100 from `source`, else from a copy in data_folder, else downloaded there.
 
     source: an ImageFolder tree, a folder of archives of one, the folder or the archive of the
-    official python batches. Raises ValueError for a source that holds none of these, Unavailable
-    where nothing can be had."""
+    official python batches, or the URL of that archive. Raises ValueError for a source that holds
+    none of these, Unavailable where nothing can be had."""
     form = CIFAR[name]
     if source is None:
         copies = [p for p in (data_folder / form.folder, data_folder / form.archive) if p.exists()]
         source = copies[0] if copies else _download(name, data_folder)
+    elif "://" in str(source):
+        source = _download(name, data_folder, str(source))
+    source = Path(source)
     if not source.exists():
         raise ValueError(f"--source {source}: no such file or folder")
     if source.name == form.archive:
@@ -289,16 +293,14 @@ def _files_of_archive(path: Path) -> Iterator[tuple[str, bytes]]:
         ) from None
 
 
-def _download(name: str, data_folder: Path) -> Path:
-    import torchvision  # imports torch: only where it is needed
-
-    data_folder.mkdir(parents=True, exist_ok=True)
+def _download(name: str, data_folder: Path, url: str | None = None) -> Path:
+    form = CIFAR[name]
+    path, url = data_folder / form.archive, url or f"{HOME}/{form.archive}"
     try:
-        getattr(torchvision.datasets, CIFAR[name].torchvision)(str(data_folder), download=True)
-    except (OSError, RuntimeError) as error:
+        download.fetch(url, path, form.md5)
+    except OSError as error:
         raise Unavailable(
             f"{name} is not in {data_folder} and cannot be downloaded ({error}): bring "
-            f"{CIFAR[name].archive} "
-            f"there, or name a copy with --source"
+            f"{form.archive} there, or name a copy or another URL of it with --source"
         ) from None
-    return data_folder / CIFAR[name].folder
+    return path

@@ -12,10 +12,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", choices=("cifar10", "cifar100", "imagefolder", "shapes"))
     parser.add_argument(
         "--source",
-        type=Path,
         help="where the images are: an ImageFolder tree, archives of one, or (CIFAR) the "
-        "official python batches, as folder or archive; CIFAR is looked for beside --out, then "
-        "downloaded",
+        "official python batches, as folder, archive, or the archive's URL; CIFAR is looked for "
+        "beside --out, then downloaded from its authors",
     )
     parser.add_argument("--out", type=Path, help="directory to write to (data/DATASET)")
     parser.add_argument("--name", help="name of the data set (imagefolder: its folder's name)")
@@ -74,8 +73,9 @@ def prepare(options: argparse.Namespace) -> int:
         how = Encoding(
             options.write_mode, options.max_resolution, options.jpeg_quality, skip_broken=skip
         )
-        name = options.name or options.source.resolve().name
-        dataset = sources.imagefolder(name, options.source, how)
+        source = Path(options.source)
+        name = options.name or source.resolve().name
+        dataset = sources.imagefolder(name, source, how)
     else:
         dataset = sources.cifar(options.dataset, options.source, out.parent)
     written = betons.prepare(dataset, out, val, options.seed)

@@ -76,7 +76,7 @@ def executor(directory: Path, cluster: Cluster, nodes: int, workers_per_node: in
         },
         setup=_setup(cluster, workers_per_node, code if is_pinned else None),
         teardown=[
-            f"{shlex.quote(sys.executable)} -m launch settle {shlex.quote(str(folder))}",
+            f"{shlex.quote(sys.executable)} -m dist_resnet settle {shlex.quote(str(folder))}",
             f"bash {shlex.quote(str(code / 'launch/jobs/requeue.sh'))} $? "
             '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
         ],

@@ -2,6 +2,7 @@
 the six variables."""
 
 import contextlib
+import faulthandler
 import os
 import random
 import signal
@@ -44,6 +45,7 @@ class WorkerTask:
     requeues: bool = True
 
     def __call__(self) -> str:
+        faulthandler.enable()  # a crash in C leaves its name and its stacks in the log
         stop = StopSignal(
             self.pause_at
         )  # before torch takes its seconds to import: no signal is lost

@@ -1,6 +1,7 @@
 """How a job's workers ended, read from what submitit left in its folder: who failed first, and
 why."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 
 from launch.jobs import inert
+
+CRASH_CHARACTERS = 100_000  # of a log's end
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Failure:
         hang: who waited for whom, where something has hung."""
         worker = f"the worker of rank {self.rank}{where}"
         if self.exception is None:
-            why = hang or "killed by a signal, or out of memory"
+            why = hang or _crash(self.log) or "killed by a signal, or out of memory"
             return (
                 f"{worker} ended without a word: {why}. The same command goes on from the last "
                 f"checkpoint\nits log: {self.log}"
@@ -71,6 +74,24 @@ def first_failure(folder: Path, job_id: str, workers: int) -> Failure | None:
 def outcome(folder: Path, job_id: str) -> str:
     """What rank 0's task returned. Asked only where there is no failure."""
     return _result(JobPaths(folder, job_id, 0).result_pickle)[2]
+
+
+def _crash(log: Path) -> str | None:
+    """What faulthandler has written of a worker that has ended by a signal of its own making:
+    SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL."""
+    try:
+        text = log.read_text(errors="replace")[-CRASH_CHARACTERS:]
+    except OSError:
+        return None
+    found = re.findall(r"^Fatal Python error: (.+)$", text, re.MULTILINE)
+    if not found:
+        return None
+    remedy = ""
+    if os.environ.get("TORCH_DISTRIBUTED_DEBUG", "OFF").upper() != "OFF":
+        remedy = (
+            "; TORCH_DISTRIBUTED_DEBUG is set, with which torch's DDP can crash on gloo: unset it"
+        )
+    return f"{found[-1]} (its stacks are in its log){remedy}"
 
 
 def _of_connection(traceback: str) -> bool:
