@@ -126,13 +126,14 @@ def _lock_holds(path: Path) -> None:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            remedy = "have it mounted with locks (Lustre: -o flock); never start a run twice"
+            remedy = "have it mounted with locks (Lustre: -o flock); RUN_DIR/lock.holder must do"
             raise Ill(f"{path.parent} knows no locks ({error})", remedy, WARNING) from None
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-    raise Ill(f"{path.parent}: a lock can be taken twice", "never start a run twice", WARNING)
+    remedy = "RUN_DIR/lock.holder must do, by which a second start is known after seconds"
+    raise Ill(f"{path.parent}: a lock can be taken twice", remedy, WARNING)
 
 
 def limits(local_size: int) -> str:

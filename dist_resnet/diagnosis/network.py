@@ -109,7 +109,7 @@ def shared_folder(world: World, directory: Path) -> str:
             f"{directory}: not seen within {VISIBLE_SECONDS:.0f} s what rank {missing[0]} wrote"
         )
     if not holds:
-        remedy = "mount it with locks between nodes; until then never start a run twice"
+        remedy = "mount it with locks between nodes; until then RUN_DIR/lock.holder must do"
         raise Ill("rank 0's lock is not seen here", remedy, WARNING)
     return f"seen by all after {1e3 * seconds:.0f} ms, and locked"
 
