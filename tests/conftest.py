@@ -207,10 +207,10 @@ def without_last_checkpoint(
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The worker processes of a `dist-resnet train` on this machine."""
     found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    for controller in psutil.Process(process.pid).children():
         with contextlib.suppress(psutil.Error):  # it may end meanwhile
-            if "submitit.core._submit" in child.cmdline():
-                found.append(child)
+            if {"launch.jobs.forks", "submitit.local._local"} & set(controller.cmdline()):
+                found += controller.children()
     return found
 
 

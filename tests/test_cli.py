@@ -178,9 +178,11 @@ def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config
     """Rank 1 alone fails: it finds no room for its checkpoint directory's sibling, here a sabotaged
     module."""
     (cli.directory / "sitecustomize.py").write_text(
-        "import os\nif os.environ.get('SUBMITIT_LOCAL_GLOBALID') == '1':\n"
-        "    import dist_resnet.config.schedule as s\n    def plan(*a): raise "
-        "OSError('sabotage')\n    s.plan = plan\n"
+        "import os\nimport dist_resnet.config.schedule as s\nreal = s.plan\n"
+        "def plan(*given):\n"
+        "    if os.environ.get('SUBMITIT_LOCAL_GLOBALID') == '1': raise OSError('sabotage')\n"
+        "    return real(*given)\n"
+        "s.plan = plan\n"
     )
     code, output = cli(
         "train",

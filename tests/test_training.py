@@ -147,8 +147,7 @@ def wait_for_run_dir(directory):
 
 
 def of_rank(rank: int, workers: list[psutil.Process]) -> psutil.Process:
-    (found,) = [w for w in workers if w.environ()["SUBMITIT_LOCAL_GLOBALID"] == str(rank)]
-    return found
+    return sorted(workers, key=lambda process: process.pid)[rank]  # forked in this order
 
 
 def kill_in_mid_write(rank0: psutil.Process, checkpoints: Path) -> list[Path]:

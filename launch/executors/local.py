@@ -23,7 +23,7 @@ from submitit.local.local import LocalJob
 from dist_resnet.diagnosis import hang
 from dist_resnet.runtime.signals import TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import progress_bar
-from launch.jobs import verdict
+from launch.jobs import forks, verdict
 from launch.jobs.task import WorkerTask
 
 GRACE_SECONDS = 15  # for the others, once one worker has ended
@@ -90,7 +90,7 @@ def run(
     """Run a task in so many workers here, as `train` does. Returns what rank 0's has returned."""
     gpus = [] if device == "cpu" else visible_gpus()
     folder = logs / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
-    executor = LocalExecutor(folder)
+    executor = (forks.ForkingExecutor if forks.serve(gpus) else LocalExecutor)(folder)
     executor.update_parameters(
         timeout_min=MINUTES,
         tasks_per_node=workers,

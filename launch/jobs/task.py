@@ -57,7 +57,8 @@ class WorkerTask:
         self.join(job)
         with imports.for_good():
             from dist_resnet import worker
-        outcome = worker.main(self.run_dir, stop)
+        began = psutil.Process(os.getppid()).create_time() if self.launcher else None
+        outcome = worker.main(self.run_dir, stop, began)
         if outcome == PREEMPTED and self.requeues and callable(stop.before[signal.SIGUSR2]):
             leave(stop, job)
         return outcome
@@ -166,7 +167,9 @@ def pin(local_rank: int, local_size: int) -> None:
     if ours and share < len(cpus) and share * local_size <= len(cpus):
         cpus = cpus[local_rank * share : (local_rank + 1) * share]
         os.sched_setaffinity(0, cpus)
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(share, len(cpus))))
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(min(share, len(cpus))))
+    if "torch" in sys.modules:  # imported before this process was forked
+        sys.modules["torch"].set_num_threads(int(threads.partition(",")[0]))
 
 
 def end_with(launcher: int) -> None:
