@@ -55,7 +55,7 @@ class Config:
         )
 
         require(
-            self.train.precision != "fp16" or self.optim.name in ("sgd", "adam"),
+            self.train.precision != "fp16" or self.optim.name in ("sgd", "adam", "adamw"),
             "optim.name",
             self.optim.name,
             "would wait for the gradient scaler in every step; use --train.precision bf16",
