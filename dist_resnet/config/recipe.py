@@ -12,9 +12,9 @@ class Optim(Section):
     name: Literal["sgd", "adam", "adamw", "lars", "lamb", "muon"] = setting(
         "sgd",
         "optimizer; adam adds the L2 penalty to the gradient, adamw decays the weights apart from "
-        "it (Loshchilov and Hutter 2019); lars (You et al. 2017; trust coefficient 0.001) and lamb (You et al. 2020): "
-        "large batches; muon (Jordan 2024; lr as Adam's, which takes the vectors); these three are "
-        "timm's: pip install 'dist-resnet[optimizers]'",
+        "it (Loshchilov and Hutter 2019); lars (You et al. 2017; trust coefficient 0.001) and lamb "
+        "(You et al. 2020): large batches; muon (Jordan 2024; lr as Adam's, which takes the "
+        "vectors); these three are timm's: pip install 'dist-resnet[optimizers]'",
     )
     lr: float = setting(0.1, "peak learning rate at schedule.reference_batch")
     momentum: float = setting(0.9, "momentum of sgd, lars and muon; beta1 of adam, adamw and lamb")

@@ -18,8 +18,8 @@ OF_ADAM = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 def build(
     config: Optim, model: nn.Module, whiten_bias_steps: float = math.inf
 ) -> torch.optim.Optimizer:
-    """SGD as in He et al. 2015, Adam with L2 regularisation, AdamW, or one of timm's. The learning rate is
-    set at every step, by `set_lr`."""
+    """SGD as in He et al. 2015, Adam with L2 regularisation, AdamW, or one of timm's. The learning
+    rate is set at every step, by `set_lr`."""
     groups = parameter_groups(config, model, whiten_bias_steps)
     if config.name == "sgd":
         optimizer = SGD(
