@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 from dist_resnet.runtime import terminal
 
@@ -16,6 +17,9 @@ class Command:
     module: str
     help: str
     overrides: bool = False  # whether it takes --section.key value
+
+    def load(self) -> ModuleType:
+        return import_module(f"launch.{self.module}")
 
 
 COMMANDS = {
@@ -67,19 +71,25 @@ def main(given: Sequence[str] | None = None) -> None:
 def run(given: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if given is None else given)
     name = _root().parse_args(words[:1]).command
-    command, module = COMMANDS[name], import_module(f"launch.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser(f"dist-resnet {name}", allow_abbrev=False)
-    module.options(parser)
+    command, parser = COMMANDS[name], parser_of(name)
     options, rest = parser.parse_known_args(words[1:])
     if rest and not command.overrides:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        function = getattr(module, name)
+        function = getattr(command.load(), name)
         code = function(options, rest) if command.overrides else function(options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"dist-resnet {name}: error: {error}", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
     sys.exit(code)
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Of a command's own options; what it leaves over are overrides, where the command takes
+    them."""
+    parser = argparse.ArgumentParser(f"dist-resnet {name}", allow_abbrev=False)
+    COMMANDS[name].load().options(parser)
+    return parser
 
 
 def _root() -> argparse.ArgumentParser:
