@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
+from dist_resnet import __version__
 from dist_resnet.runtime import terminal
 
 
@@ -17,6 +18,7 @@ class Command:
     module: str
     help: str
     overrides: bool = False  # whether it takes --section.key value
+    for_scripts: bool = False  # and not for people
 
     def load(self) -> ModuleType:
         return import_module(f"launch.{self.module}")
@@ -57,9 +59,9 @@ COMMANDS = {
         overrides=True,
     ),
     "stage": Command(
-        "commands.stage", "for batch scripts, before their srun: make RUN_DIR", overrides=True
+        "commands.stage", "before their srun: make RUN_DIR", overrides=True, for_scripts=True
     ),
-    "settle": Command("commands.settle", "for batch scripts, after their srun: who failed and why"),
+    "settle": Command("commands.settle", "after their srun: who failed and why", for_scripts=True),
 }
 
 
@@ -89,11 +91,15 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     them."""
     parser = argparse.ArgumentParser(f"dist-resnet {name}", allow_abbrev=False)
     COMMANDS[name].load().options(parser)
+    for action in parser._actions:
+        if action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
+            action.help = f"{action.help or ''} (default: %(default)s)".lstrip()
     return parser
 
 
 def _root() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
+    for_people = {name: c for name, c in COMMANDS.items() if not c.for_scripts}
+    listed = "\n".join(f"  {name:<12}{command.help}" for name, command in for_people.items())
     root = argparse.ArgumentParser(
         "dist-resnet",
         usage="dist-resnet COMMAND ...",
@@ -102,6 +108,7 @@ def _root() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    root.add_argument("--version", action="version", version=f"dist-resnet {__version__}")
     root.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     return root
 

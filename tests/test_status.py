@@ -45,6 +45,12 @@ def test_running_stopped_complete(workers, small_path, tmp_path, command):
     assert command("status", "nowhere")[0] == 1
 
 
+def test_a_fresh_clone_has_no_runs_yet(command):
+    code, output = command("status")
+    assert code == 0 and output.startswith("no runs yet: "), output
+    assert command("status", "--json") == (0, "[]\n")
+
+
 def test_the_end_of_a_long_file_is_enough_and_a_torn_line_is_passed_over(tmp_path):
     train = {"lr": 0.1, "images_per_second": 5.0, "last_step": 9000, "hours_left": 2.5}
     lines = [json.dumps({"step": step, **train}) for step in range(1, 5000)]

@@ -16,33 +16,33 @@ def options(parser: argparse.ArgumentParser) -> None:
         "official python batches, as folder, archive, or the archive's URL; CIFAR is looked for "
         "beside --out, then downloaded from its authors",
     )
-    parser.add_argument("--out", type=Path, help="directory to write to (data/DATASET)")
-    parser.add_argument("--name", help="name of the data set (imagefolder: its folder's name)")
+    parser.add_argument("--out", type=Path, help="directory to write to (default: data/DATASET)")
+    parser.add_argument("--name", help="imagefolder: name of the data set (default: its folder's)")
     parser.add_argument(
         "--val",
         type=int,
         help="training images to hold out as val, stratified; 0: none "
-        "(CIFAR: 5000, the paper's 45k/5k split; others: 0)",
+        "(default: of CIFAR 5000, the paper's 45k/5k split; of others 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the val split, and of `shapes` (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the val split, and of `shapes`")
     parser.add_argument(
         "--write-mode",
         choices=("auto", "raw", "jpg"),
         default="auto",
-        help="imagefolder: raw pixels or JPEG (auto: raw for images of one size up to 64 pixels)",
+        help="imagefolder: raw pixels or JPEG; auto: raw for images of one size up to 64 pixels",
     )
     parser.add_argument(
         "--max-resolution",
         type=int,
         help="imagefolder: shrink to this many pixels on the longer side",
     )
-    parser.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100 (90)")
+    parser.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100")
     parser.add_argument(
         "--on-broken",
         choices=("fail", "skip"),
         default="fail",
         help="imagefolder: an image that cannot be read ends the preparation, or is named and "
-        "left out (fail)",
+        "left out",
     )
     parser.add_argument(
         "--force", action="store_true", help="write again over betons that are there"
