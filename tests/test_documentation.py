@@ -7,11 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -24,6 +26,9 @@ from dist_resnet.prepare import betons, shapes
 from launch.__main__ import COMMANDS, main, parser_of
 from launch.executors import cluster
 from launch.sweeps import definition
+
+sys.path.insert(0, str(ROOT / "docs"))
+import build_site
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.md")])
 LANGUAGES = ("bash", "python", "yaml", "text")  # a sweep's file; what is printed
@@ -248,3 +253,26 @@ def _check_options(path: Path, words: list[str], where: str) -> None:
     said = {node.value for node in ast.walk(ast.parse(sources)) if isinstance(node, ast.Constant)}
     for word in words:
         assert not word.startswith("--") or word in said, f"{where}: {path.stem} has no {word}"
+
+
+def test_the_reference_has_every_key_and_command():
+    pages = (build_site.configuration(), build_site.commands(), build_site.cluster())
+    for key in set(config_file.keys()):
+        assert f"\n| `{key}` | " in pages[0], key
+    assert "| `optim.lr` | number | `0.1` |" in pages[0] and "`learning_rate`" in pages[0]
+    assert "\n## train\n" in pages[1] and "\n## stage\n" not in pages[1]
+    assert all(f"\n| `{name}` | " in pages[2] for name in cluster.Cluster.__dataclass_fields__)
+
+
+def test_links_between_files_become_links_between_pages():
+    def shown(uri, text):
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=uri))
+        return build_site.on_page_markdown(text, page, None, None)
+
+    assert shown("index.md", "[a](docs/slurm.md#x)") == "[a](slurm.md#x)"
+    assert shown("slurm.md", "[b](../benchmarks/README.md#y)") == "[b](benchmarks.md#y)"
+    assert shown("benchmarks.md", "[c](../docs/slurm.md)") == "[c](slurm.md)"
+    assert shown("index.md", "![d](docs/resnet20.png)") == "![d](resnet20.png)"
+    assert shown("index.md", "[e](LICENSE)") == "e"
+    assert shown("index.md", "[f](nowhere.md)") == "[f](nowhere.md)"
+    assert shown("slurm.md", "- a\n\n  b") == "- a\n\n    b"
