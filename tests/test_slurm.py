@@ -165,7 +165,7 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
         and "--kill-on-bad-exit=1" in srun
         and f"{tmp_path}/run/code/launch/jobs/hold_signals.py" in srun
     )
-    assert text.index("srun ") < text.index("launch settle") < text.index("requeue.sh $?")
+    assert text.index("srun ") < text.index("dist_resnet settle") < text.index("requeue.sh $?")
     executor = slurm.executor(tmp_path / "run", where, 4, 8)
     executor.parameters["map_count"] = 100  # as submitit sets it for a job array
     assert "#SBATCH --array=0-99%9\n" in executor._make_submission_file_text("x", "")

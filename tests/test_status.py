@@ -69,7 +69,7 @@ def test_a_start_without_a_word_has_failed_and_one_that_was_ended_has_stopped(
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     start = starts.Start(tmp_path, writes=True)
-    start.begin(["n1"], 1, "cpu", 0)
+    start.begin(["n1"], 1, "cpu", 0, "betons", {})
     lost = status.read(tmp_path, None, True)
     assert (lost.state, lost.starts, lost.job) == ("failed", 1, "12")
     assert status.read(tmp_path, None, False).state == "stopped"  # its job may be there still
