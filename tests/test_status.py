@@ -76,7 +76,7 @@ def test_a_start_without_a_word_has_failed_and_one_that_was_ended_has_stopped(
     start.end("terminated", 4)
     stopped = status.read(tmp_path, None, True)
     assert (stopped.state, stopped.reason) == ("stopped", "terminated")
-    starts.Start(tmp_path, writes=True).begin(["n1"], 1, "cpu", 4)
+    starts.Start(tmp_path, writes=True).begin(["n1"], 1, "cpu", 4, "betons", {})
     starts.settle(tmp_path, "rank 1 on n2: no space")
     failed = status.read(tmp_path, None, True)
     assert (failed.state, failed.reason, failed.starts) == ("failed", "rank 1 on n2: no space", 2)
