@@ -24,7 +24,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="training images to hold out as val, stratified; 0: none "
         "(default: of CIFAR 5000, the paper's 45k/5k split; of others 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the val split, and of `shapes`")
+    parser.add_argument(
+        "--split",
+        type=float,
+        metavar="SHARE",
+        help="imagefolder: of a folder <class>/<image> that nobody has split, take this share of "
+        "each class as test, such as 0.1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --val, --split and `shapes`")
     parser.add_argument(
         "--write-mode",
         choices=("auto", "raw", "jpg"),
@@ -55,6 +62,8 @@ def prepare(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} already holds betons: give another --out, or --force")
     if not 1 <= options.jpeg_quality <= 100:
         raise ValueError(f"--jpeg-quality {options.jpeg_quality}: must be 1 to 100")
+    if options.split is not None and not 0 < options.split < 1:
+        raise ValueError(f"--split {options.split}: must be above 0 and below 1, such as 0.1")
     _refuse_unread(options)
     from dist_resnet.prepare import betons, shapes, sources  # imports torch
     from dist_resnet.prepare.encoding import Encoding
@@ -67,7 +76,7 @@ def prepare(options: argparse.Namespace) -> int:
         if options.source is None:
             raise ValueError(
                 "prepare imagefolder: --source is missing: name a tree with train/<class>/<image> "
-                "and test/ or val/"
+                "and test/ or val/, or with --split a folder <class>/<image>"
             )
         skip = options.on_broken == "skip"
         how = Encoding(
@@ -75,7 +84,7 @@ def prepare(options: argparse.Namespace) -> int:
         )
         source = Path(options.source)
         name = options.name or source.resolve().name
-        dataset = sources.imagefolder(name, source, how)
+        dataset = sources.imagefolder(name, source, how, options.split, options.seed)
     else:
         dataset = sources.cifar(options.dataset, options.source, out.parent)
     written = betons.prepare(dataset, out, val, options.seed)
@@ -91,6 +100,7 @@ def _refuse_unread(options: argparse.Namespace) -> None:
     """Options that the data set has no use for would be ignored in silence."""
     given = {
         "--name": options.name,
+        "--split": options.split is not None,
         "--max-resolution": options.max_resolution,
         "--write-mode": options.write_mode != "auto",
         "--jpeg-quality": options.jpeg_quality != 90,
