@@ -27,6 +27,8 @@ Nested = dict[str, dict[str, Any]]  # section -> key -> value, as YAML has them
 
 @dataclass(frozen=True)
 class Config:
+    """One field a section, each frozen. `config_file.load` makes it."""
+
     model: Model = CifarModel()
     data: Data = Data()
     batch: Batch = Batch(per_worker=128)

@@ -89,6 +89,14 @@ def run(
 ) -> str:
     """Run a task in so many workers here, as `train` does. Returns what rank 0's has returned."""
     gpus = [] if device == "cpu" else visible_gpus()
+    cpus = len(os.sched_getaffinity(0))
+    if not gpus and workers > cpus:
+        print(
+            f"warning: {workers} workers share {cpus} CPUs, and batch and learning rate may grow "
+            f"with their number: --workers-per-node {cpus} gives each a CPU",
+            file=sys.stderr,
+            flush=True,
+        )
     folder = logs / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     executor = (forks.ForkingExecutor if forks.serve(gpus) else LocalExecutor)(folder)
     executor.update_parameters(

@@ -30,11 +30,28 @@ SAME_NAME = (
 
 
 def submit(
-    directory: Path, tasks: Sequence[Task], cluster: Cluster, nodes: int, workers_per_node: int
+    directory: Path,
+    tasks: Sequence[Task],
+    cluster: Cluster,
+    nodes: int,
+    workers_per_node: int,
+    new: Sequence[Path] = (),
 ) -> list[str]:
     """Queue tasks, several as one job array, with their logs in the directory; returns the job ids.
+    new: run directories that were made for this; they go again where SLURM does not take it.
 
     Raises RuntimeError where there is no SLURM."""
+    try:
+        return _submit(directory, tasks, cluster, nodes, workers_per_node)
+    except Exception:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _submit(
+    directory: Path, tasks: Sequence[Task], cluster: Cluster, nodes: int, workers_per_node: int
+) -> list[str]:
     if not shutil.which("sbatch"):
         raise RuntimeError(
             "--cluster slurm: sbatch is not on the PATH; run this on a login node, or use "
