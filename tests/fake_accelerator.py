@@ -2,9 +2,10 @@
 that nobody else may touch. torch's registration of back ends in Python (PrivateUse1).
 
 It shows a tensor that is made on the wrong device, which raises as on a GPU, and counts what makes
-the host wait: values that are read, sizes that depend on them, copies to the CPU. It cannot see
-autocast (which no operation is registered for here), streams and events, copies from the CPU's
-unpinned memory that wait, kernels that only a GPU has, nor how long anything takes."""
+the host wait: values that are read, sizes that depend on them, copies to the CPU, tensors made
+there of Python's numbers. It cannot see autocast (which no operation is registered for here),
+streams and events, other copies from the CPU's unpinned memory that wait, kernels that only a GPU
+has, nor how long anything takes."""
 
 import traceback
 from collections import Counter
@@ -118,6 +119,7 @@ class _Completed(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
         if function is torch.tensor and torch.device(keywords.get("device") or "cpu") == DEVICE:
+            waits[_caller()] += 1  # it comes from unpinned memory
             return function(*arguments, **{**keywords, "device": "cpu"}).to(DEVICE)
         if function is torch.Tensor.tolist and isinstance(arguments[0], FakeTensor):
             waits[_caller()] += 1

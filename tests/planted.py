@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dist_resnet import worker
-from dist_resnet.acceleration import casting, fast_paths
+from dist_resnet.acceleration import casting, comparison, cuda_graph, fast_paths
 from dist_resnet.config import for_device
 from dist_resnet.models import fused_norm
 from dist_resnet.training.data_parallel import FlatAllReduce
@@ -40,14 +40,15 @@ def by_torchs_operations(run_dir: str) -> str:
 
 @contextlib.contextmanager
 def with_kernel(broken: bool):
-    """The kernel for crop, flip and normalisation, in triton's interpreter."""
-    paths = fast_paths.paths
+    """The kernel for crop, flip and normalisation; without a GPU in triton's interpreter."""
+    paths, on_gpu = fast_paths.paths, torch.cuda.is_available()
 
     def with_pixels(run, settled, compares):
-        yield fast_paths.crop_flip(run, run.train_data)
+        if not on_gpu:
+            yield fast_paths.crop_flip(run, run.train_data)
         yield from paths(run, settled, compares)
 
-    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+    with mock.patch.dict(os.environ, {} if on_gpu else {"TRITON_INTERPRET": "1"}):
         from dist_resnet.data import triton_augment
 
         original = triton_augment.crop_flip
@@ -70,7 +71,8 @@ def with_wrong_additions():
     paths = fast_paths.paths
 
     def with_additions(run, settled, compares):
-        yield fast_paths.additions(run, fast_paths.Steps(run, compares))
+        if not torch.cuda.is_available():
+            yield fast_paths.additions(run, fast_paths.Steps(run, compares))
         yield from paths(run, settled, compares)
 
     with (
@@ -97,7 +99,29 @@ def _no_compiler(network: nn.Module, **options) -> None:
     raise OSError("no C compiler found\nin many lines")
 
 
+def _spoilt_capture(*_) -> None:
+    """As torch ends one: what it tells is not the cause."""
+    try:
+        raise RuntimeError("a step that reads the loss")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def _in_little_memory(run, images, labels, steps=comparison.steps_of):
+    """Enough for float32 steps of five images."""
+    if run.config.train.precision == "fp32" and len(images) > 5:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
+    return steps(run, images, labels)
+
+
+def _no_memory(run, images, labels) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 FAULTS = {
+    "capture": [(cuda_graph, "GraphedUpdate", _spoilt_capture)],
+    "little memory": [(comparison, "steps_of", _in_little_memory)],
+    "no memory": [(comparison, "steps_of", _no_memory)],
     "cast": [(casting, "_copies", _wrong_copies)],
     "all_reduce": [(FlatAllReduce, "_all_reduced", _unsent)],
     "compiled": [(nn.Module, "compile", _compile_to_nonsense)],

@@ -10,10 +10,12 @@ from worker_pool import WorkerPool
 SETTINGS = ("--train.precision", "fp32", "--train.max_steps", 12, "--train.threads", 1)
 MAY_WAIT = {
     "metrics.py:table": 6 + 2 + 4,  # lines of the log, evaluations, checkpoints
-    "stop_vote.py:requested": 12,  # once a second, or a step where that is longer
+    "stop_vote.py:requested": 2 * 12,  # once a second, or a step where that is longer
     "loop.py:require_finite_weights": 4,
-    "pace.py:slowest": 6,
+    "pace.py:slowest": 2 * 6,
     "distributed.py:barrier": 1,
+    "normalise.py:<genexpr>": 2,  # mean and std, once
+    "sampling.py:_colour": 1,
 }
 
 

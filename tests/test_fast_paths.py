@@ -8,7 +8,7 @@ import math
 import planted
 import pytest
 import torch
-from conftest import ROOT, assert_identical, without_last_checkpoint
+from conftest import ON_GPU, ROOT, assert_identical, without_last_checkpoint
 
 from dist_resnet import worker
 from dist_resnet.config import config_file, for_device
@@ -17,7 +17,14 @@ STEPS = ("--train.max_steps", 4, "--train.all_reduce", "auto", "--train.evaluate
 PLAIN = (*STEPS, "--train.all_reduce", "buckets")
 EAGER = ("--train.compile", "none")
 HALF = ("--train.precision", "bf16")
+VIRTUAL = ("--batch.virtual_workers", "4")
 SMALL = ("--batch.global", 12)  # triton's interpreter takes its time
+
+
+def as_captured(outcome, broken=""):
+    """A GPU captures a step, unless what it is built on is refused."""
+    captures = ON_GPU and not broken.startswith("all_reduce")
+    return outcome == "used" if captures else outcome.startswith("refused: ")
 
 
 def outcomes(run_dir):
@@ -54,7 +61,7 @@ def test_a_broken_fast_path_is_refused_and_the_training_ends_without_it(
     run_dir, found, output = broken(fault, *settings, size=size)
     assert found[path].startswith("refused: ") and why in found[path], found
     assert f"warning: fast path {path} refused" in output
-    assert found.pop("cuda_graph").startswith("refused: ") and "\n" not in str(found)
+    assert as_captured(found.pop("cuda_graph"), path) and "\n" not in str(found)
     assert [name for name, outcome in found.items() if outcome != "used"] == [path]
     plain = tmp_path / "plain"
     workers.make(small_path, plain, *PLAIN, *settings, *EAGER)
@@ -68,13 +75,14 @@ def test_a_broken_fast_path_is_refused_and_the_training_ends_without_it(
 def test_what_a_gpu_gets_is_compared_once_and_ends_as_the_plain_way_does(
     broken, workers, small_path, tmp_path
 ):
-    """A capture raises here, for want of a GPU; the others are used, the kernel in triton's
+    """A capture raises for want of a GPU; the others are used, there the kernel in triton's
     interpreter. A resume compares nothing again, and takes nothing that was refused."""
     run_dir, found, output = broken("kernel", *SMALL, *HALF)
-    refused = found.pop("cuda_graph")
-    assert refused.startswith("refused: ") and f"fast path cuda_graph {refused}" in output
-    assert found == dict.fromkeys(("crop_flip", "all_reduce_flat", "cast_together"), "used")
-    assert "fast paths: crop_flip, all_reduce_flat, cast_together (compared in" in output
+    names = ("crop_flip", "all_reduce_flat", "cast_together", *["add_relu"] * ON_GPU)
+    graph = found.pop("cuda_graph")
+    assert as_captured(graph) and (ON_GPU or f"fast path cuda_graph {graph}" in output)
+    assert found == dict.fromkeys(names, "used")
+    assert f"fast paths: {', '.join([*names, *['cuda_graph'] * ON_GPU])} (compared in" in output
     plain = workers.train(small_path, tmp_path / "plain", *PLAIN, *SMALL, *HALF)
     assert_identical(plain, run_dir)
 
@@ -84,7 +92,7 @@ def test_what_a_gpu_gets_is_compared_once_and_ends_as_the_plain_way_does(
     without_last_checkpoint(tmp_path / "again", tmp_path / "resumed")
     assert workers.call(planted.train, str(tmp_path / "resumed"), "kernel") == ["completed"]
     assert "resuming at step 4" in workers.output and "fast path" not in workers.output
-    assert outcomes(tmp_path / "resumed") == {**found, "cuda_graph": refused}
+    assert outcomes(tmp_path / "resumed") == {**found, "cuda_graph": graph}
     assert_identical(tmp_path / "again", tmp_path / "resumed")
 
 
@@ -92,7 +100,38 @@ def test_what_a_gpu_gets_is_compared_once_and_ends_as_the_plain_way_does(
 def test_a_required_fast_path_that_fails_is_an_error(workers, small_path, tmp_path):
     workers.make(small_path, tmp_path / "run", *STEPS, "--train.fast_paths", "require")
     with pytest.raises(RuntimeError, match=r"fast path cuda_graph refused: .*'require'"):
-        workers.call(planted.train, str(tmp_path / "run"))
+        workers.call(planted.train, str(tmp_path / "run"), "capture")
+
+
+@pytest.mark.slow
+def test_a_spoilt_capture_tells_its_first_cause(broken):
+    _, found, _ = broken("capture", *SMALL)
+    first, then = found["cuda_graph"].split(" (then ")
+    assert first == "refused: RuntimeError: a step that reads the loss"
+    assert then == "RuntimeError: operation failed due to a previous error during capture)"
+
+
+@pytest.mark.slow
+def test_too_little_memory_to_compare_ends_no_training(broken):
+    """Float32 steps of 12 and 6 images fail, those of 3 are taken. Without any plain steps, only
+    what cannot be compared is left out."""
+    _, found, output = broken("little memory", *SMALL, *HALF)
+    assert found["cast_together"] == found["all_reduce_flat"] == "used"
+    for fewer, count in ((6, 12), (3, 6)):
+        assert f"comparison with {fewer} images in float32, since {count} fail: CUDA" in output
+    _, found, output = broken("no memory", *SMALL, *HALF)
+    why = "refused: no plain steps to compare with: OutOfMemoryError: CUDA out of memory"
+    assert found.pop("cuda_graph").startswith("refused: ") and set(found.values()) == {why}
+    assert f"fast path cast_together {why}" in output
+
+
+@pytest.mark.slow
+def test_off_turns_all_of_it_off(broken, workers, small_path, tmp_path):
+    off = ("--train.fast_paths", "off", *SMALL, *HALF)
+    run_dir, found, output = broken("pixel", *off, "--train.all_reduce", "flat")
+    assert found == {} and "fast path" not in output
+    plain = workers.train(small_path, tmp_path / "plain", *PLAIN, *SMALL, *HALF)
+    assert_identical(plain, run_dir)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +146,8 @@ def test_a_required_fast_path_that_fails_is_an_error(workers, small_path, tmp_pa
         ("cuda", ("--train.cuda_graph", "false"), ("flat", "together", False)),
         ("cuda", ("--train.compile", "default"), ("flat", "each", True)),
         ("cuda", ("--train.compile", "max-autotune"), ("flat", "each", False)),
+        ("cuda", ("--train.fast_paths", "off"), ("buckets", "each", False)),
+        ("cuda", ("--train.fast_paths", "off", *VIRTUAL), ("ordered", "each", False)),
     ],
 )
 def test_auto_is_the_plain_way_on_the_cpu_and_the_fast_one_on_a_gpu(

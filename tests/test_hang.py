@@ -2,12 +2,14 @@
 test_slurm a worker hangs in a job."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_identical
+from conftest import ROOT, assert_identical
 
 from dist_resnet.diagnosis import hang
 from dist_resnet.runtime import distributed
@@ -34,6 +36,30 @@ def test_the_collective_and_who_had_not_arrived_are_named(workers, tmp_path):
     assert "after step 7; rank 0 waited in barrier (collective 2, " in told, told
     assert "not arrived: rank 1, at work outside of ours" in told
     assert "not arrived: rank 2, which gave no sign" in told and hang.story(tmp_path, 3) is None
+
+
+GRAPHED = """\
+import sys, time, types, pathlib
+from dist_resnet.diagnosis import hang
+from dist_resnet.runtime.collectives import Collectives
+pending = {"none": None, "ended": lambda: False, "waits": lambda: True}[sys.argv[2]]
+world = types.SimpleNamespace(rank=1, device=types.SimpleNamespace(type="cuda"))
+world.collectives = Collectives(pending=pending)
+with hang.Watchdog(pathlib.Path(sys.argv[1]), world, types.SimpleNamespace(step=7), 1.0):
+    time.sleep(2)
+"""
+
+
+def test_a_rank_that_waits_in_a_cuda_graph_is_ended(tmp_path):
+    """NCCL's own timeout knows nothing of collectives in a graph. A host that is slow is let be."""
+    words = [sys.executable, "-c", GRAPHED, str(tmp_path)]
+    started = {
+        how: subprocess.Popen([*words, how], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for how in ("none", "ended", "waits")
+    }
+    told = {how: (process.communicate()[1], process.returncode) for how, process in started.items()}
+    assert [code for _, code in told.values()] == [0, 0, 1], told
+    assert "rank 1: the GPU has not ended a step for 1 s (train.timeout_s)" in told["waits"][0]
 
 
 def test_ranks_in_ddps_backward_pass_wait_too(tmp_path):

@@ -2,6 +2,7 @@
 without one."""
 
 import dataclasses
+import sys
 from collections import Counter
 from functools import partial
 from unittest import mock
@@ -63,6 +64,31 @@ def launches(run_dir) -> tuple[int, int]:
     return sum(step.counts.values()), 1 + sum(delivery.counts.values())
 
 
+def calls(run_dir) -> float:
+    """What Python calls for a batch and a step whose kernel and graph are launched, on average over
+    an epoch; in a worker."""
+    config = config_file.load(run_dir / "config.yaml")
+    with (
+        distributed.connect("cpu", 120) as world,
+        loader.betons_of(config, run_dir, world) as (data_dir, betons),
+    ):
+        config, _ = worker.settle_precision(config, world)
+        run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
+        one = torch.zeros(2, 32, 32, 3)
+
+        def kernel(images, ids, epoch, how):
+            how.keys(epoch)
+            return one
+
+        run.train_data.kernel, run.update = kernel, lambda images, labels: None
+        made: list[str] = []
+        sys.setprofile(lambda frame, event, called: made.append(event))
+        for _ in loop.train_epoch(run):
+            pass
+        sys.setprofile(None)
+    return sum(event in ("call", "c_call") for event in made) / run.plan.steps_per_epoch
+
+
 def as_on_a_gpu(config, device, settle=for_device.settle):
     train = dataclasses.replace(settle(config, "cuda").train, cuda_graph=False)
     return dataclasses.replace(config, train=train)
@@ -78,3 +104,12 @@ def test_a_step_and_a_batch_take_no_more_launches_than_before(
     small += ("--train.precision", "bf16")
     workers.make(config_path, tmp_path / "run", *small, "--train.all_reduce", "auto")
     assert workers.call(launches, tmp_path / "run") == [(budget, 2)]
+
+
+def test_a_step_on_a_gpu_takes_no_more_of_the_hosts_calls_than_before(
+    workers, config_path, tmp_path
+):
+    """A GPU that gets a small network's step as one graph waits for Python."""
+    workers.make(config_path, tmp_path / "run", "--batch.global", 2)
+    (found,) = workers.call(calls, tmp_path / "run")
+    assert found < 65

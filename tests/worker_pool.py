@@ -70,7 +70,10 @@ class WorkerPool:
 
     def _begin(self, function: Callable, arguments: tuple, size: int) -> None:
         self._allow(size)
-        context = multiprocessing.get_context("forkserver")
+        # importing FFCV asks for CUDA, which then cannot be had in a fork
+        context = multiprocessing.get_context(
+            "spawn" if torch.cuda.is_available() else "forkserver"
+        )
         context.set_forkserver_preload(
             ["dist_resnet.worker", "dist_resnet.reports.figures", "torch._dynamo"]
         )

@@ -3,6 +3,7 @@ a real batch; without a trace in the training."""
 
 import copy
 import dataclasses
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,8 @@ WHAT = [f"{kind} of step {k + 1}" for k in range(STEPS) for kind in ("loss", "gr
 
 class Plain:
     """The steps that DDP's buckets, autocast and eager execution take from where a training stands,
-    taken twice: what differs between the two, the device alone has done. And in float32."""
+    taken twice: what differs between the two, the device alone has done. And in float32 (no TF32),
+    of fewer images where memory does not suffice for all."""
 
     def __init__(self, run: Training, images: torch.Tensor, labels: torch.Tensor) -> None:
         """To be made while nothing is attached to the network yet."""
@@ -39,10 +41,31 @@ class Plain:
         twin = dataclasses.replace(run, model=model, optimizer=optimizer, scaler=scaler)
         self.expected, again = (steps_of(twin, images, labels) for _ in range(2))
         self.noise = [distance(a, b) for a, b in zip(again, self.expected)]
-        exact = dataclasses.replace(run.config.train, precision="fp32", cast="each")
-        twin = dataclasses.replace(twin, config=dataclasses.replace(run.config, train=exact))
-        better = steps_of(twin, run.normalise(images).float(), labels)
-        self.rounding = [distance(a, b) for a, b in zip(self.expected, better)]
+        self.rounding = self._rounding(twin)
+
+    def _rounding(self, twin: Training) -> list[float]:
+        """How far the plain steps are from float32's. Where memory does not suffice for those, of
+        half as many images, and so on; of none, nothing may round. On every rank alike."""
+        train = dataclasses.replace(twin.config.train, precision="fp32", cast="each")
+        exact = dataclasses.replace(twin, config=dataclasses.replace(twin.config, train=train))
+        say, parts, count = twin.tracker.say, twin.plan.parts, len(self.images)
+        while count:
+            images, labels, failed = self.images[:count], self.labels[:count], None
+            try:
+                with _without_tf32():
+                    better = steps_of(exact, twin.normalise(images).float(), labels)
+                whole = count == len(self.images)
+                plain = self.expected if whole else steps_of(twin, images, labels)
+            except RuntimeError as error:  # cuDNN and cuBLAS have their own words for it
+                failed = str(error).split("\n")[0]
+                exact.optimizer.zero_grad(set_to_none=True)
+            if not (everyones := [told for told in twin.world.gather(failed) if told]):
+                return [distance(a, b) for a, b in zip(plain, better, strict=True)]
+            fewer = count // 2 // parts * parts
+            say(f"comparison with {fewer} images in float32, since {count} fail: {everyones[0]}")
+            count = fewer
+            _free(twin.world.device)
+        return [0.0 for _ in self.expected]
 
     def difference(self, run: Training, rounds: bool) -> str | None:
         """What of a training's steps is further from the plain ones (relative difference of norms)
@@ -77,6 +100,22 @@ def steps_of(run: Training, images: torch.Tensor, labels: torch.Tensor) -> list[
             found.append(_flat(p.grad for p in weights if p.grad is not None))
         found.append(_flat(weights) - before)
     return found
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Convolutions in float32 as it is, on GPUs too."""
+    cudnn = torch.backends.cudnn
+    same = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with cudnn.flags(enabled=cudnn.enabled, **same, allow_tf32=False):
+        yield
+
+
+def _free(device: torch.device) -> None:
+    """What a failed step has left."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class _Accumulating(BucketedDDP):

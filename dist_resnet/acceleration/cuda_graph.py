@@ -1,8 +1,10 @@
 """A whole step, captured as one CUDA graph."""
 
+import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,24 +27,45 @@ class GraphedUpdate:
         with _beside(torch.cuda.Stream()):
             for _ in range(WARM_UP_STEPS):
                 loop.update(run, self.images, self.labels)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            self.graph, capture_error_mode="thread_local"
-        ):  # NCCL's watchdog and the loader have threads of their own
+        gc.collect()  # a backward graph that outlives its step would make the capture wait for it
+        self.graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with (
+            _undone_where_it_fails(run.world.device, pool),
+            # NCCL's watchdog and the loader have threads of their own
+            torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             loop.update(run, self.images, self.labels)
+        self.ended = torch.cuda.Event()
+        run.world.collectives.pending = lambda: not self.ended.query()
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images.copy_(images)
         self.labels.copy_(labels)
         self.graph.replay()
+        self.ended.record()
 
 
 def release(run: Training) -> None:
     """Steps without a graph again. To be called before the process group is left, too: NCCL waits
     until no graph holds its communicator."""
     run.update = partial(loop.update, run)
+    run.world.collectives.pending = None
     for group in run.optimizer.param_groups:
         group["lr"] = float(group["lr"])
+
+
+@contextmanager
+def _undone_where_it_fails(device: torch.device, pool: Any) -> Iterator[None]:
+    """torch leaves a failed capture's stream current, and up to 2.11 its allocator in the capture:
+    the next `empty_cache` or capture of this process would then fail an internal assert."""
+    before = torch.cuda.current_stream()
+    try:
+        yield
+    except BaseException:
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):  # where torch has done so
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        raise
 
 
 @contextmanager

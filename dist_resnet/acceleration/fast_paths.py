@@ -3,6 +3,7 @@ compared with the plain way on this very device; what fails is left out."""
 
 import gc
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,6 +45,8 @@ def engage(run: Training, saved: dict[str, Any] | None = None) -> None:
     saved: the checkpoint that was resumed; on devices of the same kind nothing is compared again.
     Raises RuntimeError where one fails and train.fast_paths is 'require'."""
     mode, began = run.config.train.fast_paths, time.monotonic()
+    if mode == "off":
+        return
     device, run.devices = run.world.device.type, kind_of_devices(run)
     before = saved["fast_paths"] if saved and saved["devices"] == run.devices else None
     compares = before is None and (mode == "require" or (mode == "check" and device in COMPARED))
@@ -59,6 +62,9 @@ def engage(run: Training, saved: dict[str, Any] | None = None) -> None:
             _loud(run, path, outcome)
     if compares and run.fast_paths:
         gc.collect()  # the plain twin, which holds itself
+        if device == "cuda":  # what is told of the GPU's memory is the training's
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(run.world.device)
         names = ", ".join(name for name, outcome in run.fast_paths.items() if outcome == USED)
         seconds = time.monotonic() - began
         run.tracker.say(f"fast paths: {names or 'none'} (compared in {seconds:.1f} s)")
@@ -71,13 +77,25 @@ def _tried(run: Training, path: FastPath, compares: bool) -> str:
         try:
             why = attempt() if attempt else None
         except Exception as error:  # of many kinds, from compilers and drivers
-            why = f"{type(error).__name__}: {error}".split("\n")[0]
+            traceback.print_exc()
+            why = first_cause(error)
         whys = [(rank, text) for rank, text in enumerate(run.world.gather(why)) if text]
         if whys:
             path.off()
             rank, text = whys[0]
             return f"refused: {text}" + (f" (rank {rank})" if run.world.size > 1 else "")
     return USED
+
+
+def first_cause(error: BaseException) -> str:
+    """In one line. What ends a capture says only that an earlier error has spoilt it."""
+    told = f"{type(error).__name__}: {error}".split("\n")[0]
+    first = error
+    while earlier := first.__cause__ or first.__context__:
+        first = earlier
+    if first is error:
+        return told
+    return f"{type(first).__name__}: {first}".split("\n")[0] + f" (then {told})"
 
 
 def _loud(run: Training, path: FastPath, outcome: str) -> None:
@@ -115,17 +133,26 @@ def paths(run: Training, settled: Config, compares: bool) -> Iterator[FastPath]:
 
 
 class Steps:
-    """A real batch, and the plain steps over it."""
+    """A real batch, and the plain steps over it, or why there are none (too little memory for a
+    second network: the training's own may still fit)."""
 
     def __init__(self, run: Training, compares: bool) -> None:
-        self.run = run
-        self.plain = Plain(run, *self.batch) if compares else None
+        self.run, self.missing = run, ""
+        self.plain: Plain | None = None
+        if compares:
+            try:
+                self.plain = Plain(run, *self.batch)
+            except RuntimeError as error:
+                self.missing = first_cause(error)
+            self.missing = next(filter(None, run.world.gather(self.missing)), "")
 
     @cached_property
     def batch(self) -> Batch:
         return first_batch(self.run, self.run.progress.step // self.run.plan.steps_per_epoch)
 
     def differ(self, rounds: bool) -> str | None:
+        if self.missing:
+            return f"no plain steps to compare with: {self.missing}"
         assert self.plain is not None
         return self.plain.difference(self.run, rounds)
 
@@ -170,9 +197,10 @@ def crop_flip(run: Training, data: ResidentLoader) -> FastPath:
 def one_all_reduce(run: Training, settled: Config, steps: Steps) -> FastPath:
     """All gradients in one: of two summands the same bits as DDP's buckets."""
     rounds = run.plan.parts * run.world.size > 2 or settled.train.gradient_type != "fp32"
+    only = settled.batch.virtual_workers is not None or settled.drops_blocks
 
     def off() -> None:
-        if settled.batch.virtual_workers is not None or settled.drops_blocks:
+        if only:
             raise RuntimeError(
                 "the one all-reduce does not agree with DDP's buckets on this device, and "
                 "batch.virtual_workers and model.stochastic_depth have no other: leave them out"
@@ -184,7 +212,7 @@ def one_all_reduce(run: Training, settled: Config, steps: Steps) -> FastPath:
         f"all_reduce_{settled.train.all_reduce}",
         lambda: None,
         off,
-        lambda: steps.differ(rounds),
+        lambda: None if only and steps.missing else steps.differ(rounds),
     )
 
 

@@ -10,12 +10,25 @@ SMALL = ("cifar", "speedrun")  # families whose launches take longer than their 
 
 def settle(config: Config, device: str) -> Config:
     """The configuration with train.all_reduce, cast and cuda_graph as a device of this type ('cpu',
-    'cuda') is to have them. On the CPU that is the plain way, but for what was asked for."""
+    'cuda') is to have them. On the CPU that is the plain way, but for what was asked for. With
+    train.fast_paths 'off' it is the plain way everywhere."""
     gpu = device == "cuda"
+    if config.train.fast_paths == "off":
+        return _plain(config)
     all_reduce = _all_reduce(config, gpu)
     cast = _cast(config, gpu and all_reduce != "buckets")
     graph = _graph(config, gpu and all_reduce == "flat")
     train = dataclasses.replace(config.train, all_reduce=all_reduce, cast=cast, cuda_graph=graph)
+    return dataclasses.replace(config, train=train)
+
+
+def _plain(config: Config) -> Config:
+    """Virtual workers and dropped blocks have no other all-reduce than their own."""
+    own = config.batch.virtual_workers is not None or config.drops_blocks
+    all_reduce = _all_reduce(config, gpu=False) if own else "buckets"
+    train = dataclasses.replace(
+        config.train, all_reduce=all_reduce, cast="each", compile="none", cuda_graph=False
+    )
     return dataclasses.replace(config, train=train)
 
 

@@ -23,7 +23,8 @@ class Train(Section):
         "auto",
         "autocast type; fp16 comes with a gradient scaler; auto: bf16 where every worker's device "
         "multiplies it itself (AMX, AVX512_BF16, GPUs from sm_80), fp16 on GPUs that have only "
-        "that, else fp32; a run keeps what its first start has settled",
+        "that, else fp32; a run keeps what its first start has settled; in fp32, convolutions on "
+        "GPUs from sm_80 multiply in TF32 (torch's default)",
     )
     compile: Literal["none", "default", "max-autotune"] = setting(
         "none",
@@ -42,8 +43,9 @@ class Train(Section):
     )
     cuda_graph: Union[bool, Literal["auto"]] = setting(
         "auto",
-        "one CUDA graph of the whole step: forward, backward, all-reduce, update; "
-        "auto: on a GPU with all_reduce flat, SGD and images of one size",
+        "one CUDA graph of the whole step: forward, backward, all-reduce, update; auto: on a GPU "
+        "with all_reduce flat, SGD and images of one size: compared before step 0, and left out "
+        "with a line where it fails or differs",
     )
     all_reduce: Literal["auto", "buckets", "flat", "ordered"] = setting(
         "auto",
@@ -52,11 +54,12 @@ class Train(Section):
         "size; auto: ordered with batch.virtual_workers, flat with model.stochastic_depth and "
         "on a GPU for 32x32 images' networks, else buckets",
     )
-    fast_paths: Literal["check", "require", "trust"] = run_setting(
+    fast_paths: Literal["check", "require", "trust", "off"] = run_setting(
         "check",
         "before step 0, what makes a step faster (cast, compile, cuda_graph ...) is compared with "
         "the plain way; check: on a GPU, and what differs is left out; require: on any device, and "
-        "what differs is an error; trust: never",
+        "what differs is an error; trust: never; off: none of them is used, whatever cast, "
+        "compile, cuda_graph and all_reduce say",
     )
     bucket_mib: float = setting(25.0, "size of DDP's buckets")
     static_graph: bool = setting(

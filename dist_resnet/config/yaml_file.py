@@ -12,7 +12,13 @@ TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own reader takes the last of two equal keys without a word."""
+    """YAML's own reader takes the last of two equal keys without a word, and `off` for false: here
+    it is a word (`train.fast_paths: off`), which true-or-false keys take as false all the same."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [found for found in some if first not in "oO" or not found[0].endswith(":bool")]
+        for first, some in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()

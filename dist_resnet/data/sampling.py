@@ -168,9 +168,13 @@ def augment(images: torch.Tensor, ids: torch.Tensor, epoch: int, how: Augment) -
         rows.clamp(0, height - 1)[:, :, None],
         columns.clamp(0, width - 1)[:, None, :],
     ]
-    return torch.where(
-        inside[..., None], gathered, torch.tensor(how.fill, dtype=torch.uint8, device=images.device)
-    )
+    return torch.where(inside[..., None], gathered, _colour(how.fill, images.device))
+
+
+@lru_cache(maxsize=4)
+def _colour(fill: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    """Made once: what comes from the host waits for the device."""
+    return torch.tensor(fill, dtype=torch.uint8, device=device)
 
 
 def signed(value: int) -> int:

@@ -2,11 +2,15 @@
 
 When neither a step nor a collective has been made for four fifths of train.timeout_s, each rank
 writes its stacks and a note, before the process group's own timeout ends it. A rank that is
-stopped, or whose node is gone, writes none, and that tells."""
+stopped, or whose node is gone, writes none, and that tells.
+
+Collectives inside a CUDA graph are outside of the process group's timeout: a rank that waits in one
+is ended from here."""
 
 import contextlib
 import faulthandler
 import json
+import os
 import shutil
 import sys
 import threading
@@ -40,7 +44,7 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
     def __init__(self, run_dir: Path, world: "World", progress: Stepping, timeout_s: float) -> None:
         self.note, self.rank = run_dir / FOLDER / f"rank_{world.rank}.json", world.rank
         self.collectives, self.gpu = world.collectives, world.device.type == "cuda"
-        self.progress, self.limit = progress, PATIENCE * timeout_s
+        self.progress, self.limit, self.timeout = progress, PATIENCE * timeout_s, timeout_s
         self._stop, self._main = threading.Event(), threading.main_thread().ident
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -71,6 +75,22 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
             elif not told and now - since > self.limit:
                 self._tell(now - since)
                 told = True
+            elif told and now - since > self.timeout and self._graphed():
+                self._end(now - since)
+
+    def _graphed(self) -> bool:
+        """Whether the device is still at a step of a CUDA graph."""
+        pending = self.collectives.pending
+        return pending is not None and pending()
+
+    def _end(self, seconds: float) -> None:
+        print(
+            f"rank {self.rank}: the GPU has not ended a step for {seconds:.0f} s "
+            "(train.timeout_s): another rank does not come; this one ends too",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        os._exit(1)
 
     def _tell(self, seconds: float) -> None:
         faulthandler.cancel_dump_traceback_later()

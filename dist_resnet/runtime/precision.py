@@ -89,7 +89,7 @@ def settle(
     reason = "" if asked != "auto" else "as at the run's first start"
     name = kept if asked == "auto" else asked
     if name == "fp32":
-        return Settled(name, reason)
+        return Settled(name, ", ".join(filter(None, [reason, *_multiplied(world.device)])))
     mine = native(world.device)
     everyone: list[tuple[str, Native]] = world.gather((node, mine))
     if name is None:
@@ -108,6 +108,13 @@ def settle(
     )
     told = f"{name} is emulated on {where} ({found.reason}): a convolution takes "
     return Settled(name, reason, (f"{told}{costs[rank]:.1f} times as long as in fp32; {remedy}",))
+
+
+def _multiplied(device: torch.device) -> list[str]:
+    """How a device really computes what is called fp32."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return []
+    return ["convolutions in TF32"] if torch.backends.cudnn.allow_tf32 else []
 
 
 def _decisive(

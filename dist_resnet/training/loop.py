@@ -177,7 +177,8 @@ def log(run: Training, step: int) -> None:
     if run.config.tracking.grad_norm:
         figures["grad_norm"] = gradient_norm(run)
     if run.world.device.type == "cuda":
-        figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(run.world.device) / 2**30
+        # a CUDA graph's activations are reserved, and allocated only while it is captured
+        figures["gpu_memory_gib"] = torch.cuda.max_memory_reserved(run.world.device) / 2**30
     run.tracker.log(step, figures)
     if slowest := run.pace.slowest(waited, seconds):
         run.tracker.say(slowest)
