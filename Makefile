@@ -4,7 +4,7 @@
 # make check                  ruff and mypy
 # make docs                   the pages as a site, into build/site
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
-# make ffcv-wheel             FFCV as a wheel that needs no compiler, into wheels/
+# make ffcv-wheel             FFCV as a wheel for any Python, without compiler or libraries, into wheels/
 # Each sets up what it needs first (launch/setup.sh), once: `make train` without what only tests need.
 
 RUN := .venv/bin/dist-resnet
@@ -58,9 +58,7 @@ docs: .venv/.ready
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict  # with --quiet nothing would be strict
 
 ffcv-wheel: .venv/.ready
-	@.venv/bin/pip install --quiet -e '.[wheel]'
-	@rm -rf build/ffcv && .venv/bin/pip wheel --quiet --no-deps --no-binary ffcv --wheel-dir build/ffcv ffcv==1.0.2
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/auditwheel repair --wheel-dir wheels build/ffcv/ffcv-*.whl
+	@.venv/bin/python container/ffcv_wheel.py wheels
 
 cluster: .venv/.ready
 	@.venv/bin/python slurm/local_cluster.py

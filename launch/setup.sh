@@ -21,13 +21,9 @@ has_headers() {
 need() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || missing+=("$1"); }
 
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-tag=$("$PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 compiles=  # whether FFCV is built from source
-if compgen -G "wheels/ffcv-*-$tag-*.whl" >/dev/null; then
-  say "FFCV comes from wheels/"  # beyond what it bundles, it and its OpenCV load these three
-  for library in libX11.so.6:libx11-6 libGL.so.1:libgl1 libglib-2.0.so.0:libglib2.0-0; do
-    ldconfig -p 2>/dev/null | grep -q "${library%%:*}" || missing+=("${library##*:}")
-  done
+if compgen -G "wheels/ffcv-*-abi3-*.whl" >/dev/null; then
+  say "FFCV comes from wheels/"
 elif ! .venv/bin/python -c 'import ffcv' 2>/dev/null; then
   compiles=1
   if pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null && has_headers; then
