@@ -1,6 +1,7 @@
 # make train [CIFAR10=PATH]   the main job: CIFAR-10 to betons, ResNet-20 trained, a table and curves
 # make test                   the tests; make test-fast: without SLURM and long trainings
-# make test-gpu DATA=.. OUT=..   the same trainings on a GPU, benchmarks/gpu.sh, and one report of both
+# make test-gpu DATA=.. OUT=..   on a GPU: does it work, how fast and how good is it, the tests that train, one report
+# make gpu-kit [DATA=..]      what a borrowed GPU's machine without a network needs, into gpu-kit/: benchmarks/README.md
 # make check                  ruff and mypy
 # make docs                   the pages as a site, into build/site
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
@@ -9,7 +10,7 @@
 
 RUN := .venv/bin/dist-resnet
 
-.PHONY: train test test-fast test-gpu check setup docs ffcv-wheel cluster
+.PHONY: train test test-fast test-gpu gpu-kit check setup docs ffcv-wheel cluster
 
 setup: .venv/.ready-tests
 
@@ -43,12 +44,11 @@ test: .venv/.ready-tests
 test-fast: .venv/.ready-tests
 	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
-GPU_TESTS := stream checkpoint fast_paths training equal_trainings virtual_workers speedrun imagenet
-
 test-gpu: .venv/.ready-tests
-	@mkdir -p "$(OUT)"
-	-.venv/bin/python -m pytest --device cuda -n 0 $(GPU_TESTS:%=tests/test_%.py) 2>&1 | tee "$(OUT)/tests.txt"
-	benchmarks/gpu.sh "$(DATA)" "$(OUT)"
+	@.venv/bin/python -m benchmarks.gpu.run all --data "$(DATA)" --out "$(OUT)"
+
+gpu-kit: ffcv-wheel
+	@.venv/bin/python -m benchmarks.gpu.kit "$(or $(DATA),data/cifar10)" gpu-kit wheels
 
 check: .venv/.ready-tests
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -53,6 +53,45 @@ def train(
     return some
 
 
+def strong(
+    config_path: str, overrides: list[str], steps: int, data: Path, device: str
+) -> Callable[[], float]:
+    """images/s of what a reader of PyTorch's guides would write: bf16 by autocast, channels_last,
+    torch.compile, fused SGD, and the images on the device, cropped and flipped there."""
+    config = config_file.load(config_path, overrides)
+    batch = config.batch.global_
+    assert batch
+    betons = manifest.load(data)
+    images, labels = read_raw(data / betons.splits["train"].file, torch.device(device))
+    mean, std = (
+        255 * torch.tensor(v, device=device).view(3, 1, 1) for v in (betons.mean, betons.std)
+    )
+    images = (images.permute(0, 3, 1, 2) - mean) / std
+    padded = F.pad(images, (4, 4, 4, 4)).to(memory_format=torch.channels_last)
+    model = models.build(config.model, 10).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=True)
+    forward = torch.compile(model)
+
+    def some() -> float:
+        model.train()
+        began, loss = time.perf_counter(), torch.zeros(())
+        for _ in range(steps):
+            ids = torch.randint(len(labels), (batch,), device=device)
+            y, x = torch.randint(9, (2,)).tolist()  # one place for all of a batch
+            crops = padded[ids, :, y : y + 32, x : x + 32]
+            mirrored = torch.rand(batch, 1, 1, 1, device=device) < 0.5
+            inputs = torch.where(mirrored, crops.flip(3), crops)
+            with torch.autocast(device, torch.bfloat16):
+                loss = F.cross_entropy(forward(inputs), labels[ids])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        loss.item()
+        return steps * batch / (time.perf_counter() - began)
+
+    return some
+
+
 def loader(data: Path, batch: int, workers: int) -> DataLoader:
     """torchvision's CIFAR10 and DataLoader with the usual transforms, over the same images."""
     betons = manifest.load(data)

@@ -145,7 +145,7 @@ def small_path(config_path) -> Path:
 
 
 LONGEST = (
-    "test_gpu_script",
+    "test_gpu_kit",
     "test_slurm_harms",
     "test_search",
     "test_training",
