@@ -25,7 +25,7 @@ from dist_resnet import worker
 from dist_resnet.acceleration import cuda_graph, fast_paths
 from dist_resnet.config import config_file
 from dist_resnet.data import manifest
-from dist_resnet.runtime import distributed
+from dist_resnet.runtime import distributed, precision
 from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.signals import StopSignal
 from dist_resnet.training.loop import Training
@@ -118,7 +118,8 @@ def show(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
 
 def machine() -> str:
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+        tf32 = precision.takes_tf32(torch.device("cuda", 0))
+        return torch.cuda.get_device_name() + f" (fp32: {precision.TF32})" * tf32
     models = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -40,7 +40,6 @@ def run(kit, command, *words):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu.run", *map(str, words), "--keep", kit / "keep"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other tests run beside this one
         capture_output=True,
         text=True,
     )

@@ -46,7 +46,7 @@ def main() -> None:
         "rows": [str(rows), *map(str, before)],
     }
     failed = 0
-    with process(log, environment(options.keep)) as taking:
+    with process(log, environment(options.keep, options.small)) as taking:
         for step in steps.of(command, options.seconds, bool(options.data)):
             if options.only and step.name not in options.only:
                 continue
@@ -102,10 +102,13 @@ def take_over(kit: Path, keep: Path) -> None:
             shutil.copytree(kit / half, keep / half, dirs_exist_ok=True)
 
 
-def environment(keep: Path) -> dict[str, str]:
+def environment(keep: Path, small: bool) -> dict[str, str]:
+    # a rehearsal is one of several things that a few cores do
+    few = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} if small else {}
     site = [str(keep / "site")] if (keep / "site").exists() else []
     paths = [*site, str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    python = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **python, **few}
 
 
 def bring_back(log: Path, keep: Path, out: Path) -> None:

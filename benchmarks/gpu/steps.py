@@ -27,7 +27,7 @@ A = (
 BETONS = Step("betons", "machine:betons", 60)
 B = (
     Step("speedrun", "trainings:speedrun", 130),
-    Step("rates", "rates:rates", 110),
+    Step("rates", "rates:rates", 120),
     Step("ResNet-20", "trainings:resnet20", 100, leaves=40),
     Step("deep", "trainings:deep", 420, leaves=40),
     Step("feeding", "rates:feeding", 60),

@@ -63,8 +63,9 @@ def _undone_where_it_fails(device: torch.device, pool: Any) -> Iterator[None]:
         yield
     except BaseException:
         torch.cuda.set_stream(before)
-        with suppress(RuntimeError):  # where torch has done so
-            torch._C._cuda_endAllocateToPool(device.index, pool)
+        for undo in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with suppress(RuntimeError):  # where torch has done so
+                undo(device.index, pool)
         raise
 
 

@@ -20,6 +20,7 @@ DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
 }
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # variables that oneDNN obeys
+TF32 = "convolutions in TF32"  # what a user is told of fp32 on a GPU
 WITH_BF16 = ("BF16", "AMX", "FP16", "AVX10", "ALL", "DEFAULT")  # in their values
 
 
@@ -89,7 +90,8 @@ def settle(
     reason = "" if asked != "auto" else "as at the run's first start"
     name = kept if asked == "auto" else asked
     if name == "fp32":
-        return Settled(name, ", ".join(filter(None, [reason, *_multiplied(world.device)])))
+        reasons = [reason, TF32 if takes_tf32(world.device) else ""]
+        return Settled(name, ", ".join(filter(None, reasons)))
     mine = native(world.device)
     everyone: list[tuple[str, Native]] = world.gather((node, mine))
     if name is None:
@@ -110,11 +112,11 @@ def settle(
     return Settled(name, reason, (f"{told}{costs[rank]:.1f} times as long as in fp32; {remedy}",))
 
 
-def _multiplied(device: torch.device) -> list[str]:
-    """How a device really computes what is called fp32."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return []
-    return ["convolutions in TF32"] if torch.backends.cudnn.allow_tf32 else []
+def takes_tf32(device: torch.device) -> bool:
+    """Whether what is called fp32 is less than that where it convolves: torch's default."""
+    if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _decisive(
