@@ -3,9 +3,7 @@ and why, the losses, the seconds."""
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -189,9 +187,10 @@ def killed(task: Task) -> None:
     while first.poll() is None and reached(path) < steps // 4:
         time.sleep(0.02)
     at = reached(path)
-    for process in psutil.Process(first.pid).children(recursive=True):
-        if "submitit.core._submit" in process.cmdline():
-            os.kill(process.pid, signal.SIGKILL)
+    for controller in psutil.Process(first.pid).children():
+        if {"launch.jobs.forks", "submitit.local._local"} & set(controller.cmdline()):
+            for worker_process in controller.children():
+                worker_process.kill()
     code = first.wait()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     print(again.stdout, again.stderr)
