@@ -13,7 +13,7 @@ EXPECTED = {
     "failed capture": "planted: refused with `.item()`'s own error; the next run: used",
     "deterministic": "the same bits straight, again, and resumed; without the graph perhaps not",
     "killed": "a resume, and complete",
-    "doctor": "nothing bad",
+    "doctor": "nothing bad but W&B, where it is not installed",
     "betons": "10 s with two cores",
     "speedrun": "94.0 ± 0.1 % top-1, 2 to 3.5 s of training a run (airbench94: 3.3 s on an A100)",
     "rates": "at 128: ResNet-20 0.4 to 0.8 ms a step, ResNet-110 2.1 to 4.2, without a graph about "

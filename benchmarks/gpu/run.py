@@ -52,12 +52,16 @@ def main() -> None:
                 continue
             left = began + options.seconds - time.time() - RESERVE - step.leaves
             limit = min(step.limit, left)
-            start = time.time()
+            start, alone = time.time(), step.alone and not options.small
             if limit < steps.LEAST:
                 why = "no time was left"
             else:
                 asked = {"step": step.name, "work": step.work, "until": start + limit - 2}
+                if alone:
+                    taking.close()
                 why = taking.take({**request, **asked}, limit)
+                if alone:
+                    taking.close()
             failed += bool(why)
             end = {"seconds": round(time.time() - start, 1), "failed": why}
             with open(rows, "a") as file:

@@ -1,5 +1,6 @@
 """The steps of each command, in the order in which their answers are wanted."""
 
+import dataclasses
 from dataclasses import dataclass
 
 LEAST = 4.0  # seconds without which a step is not begun
@@ -12,6 +13,7 @@ class Step:
     limit: float  # seconds
     leaves: float = 0.0  # for the steps after it
     vital: bool = False  # nothing is to be learned where it fails
+    alone: bool = False  # in a process of its own, since it changes what torch keeps for good
 
 
 A = (
@@ -19,8 +21,8 @@ A = (
     Step("site", "machine:site", 40, vital=True),
     Step("kernels", "kernels:kernels", 40),
     Step("ways", "ways:ways", 85, leaves=45),
-    Step("failed capture", "ways:failed_capture", 25, leaves=40),
-    Step("deterministic", "ways:deterministic", 40, leaves=30),
+    Step("failed capture", "ways:failed_capture", 25, leaves=40, alone=True),
+    Step("deterministic", "ways:deterministic", 40, leaves=30, alone=True),
     Step("killed", "ways:killed", 60, leaves=20),
     Step("doctor", "machine:doctor", 60),
 )
@@ -42,7 +44,7 @@ def of(command: str, seconds: float, has_data: bool) -> list[Step]:
     """Of a command; with more time than it wants, every step may take ten times as long."""
     steps = {"a": A, "b": (*(() if has_data else (BETONS,)), *B), "all": (*A, *B, *MORE)}[command]
     patience = 10 if seconds > 1000 else 1
-    return [Step(s.name, s.work, s.limit * patience, s.leaves, s.vital) for s in steps]
+    return [dataclasses.replace(step, limit=step.limit * patience) for step in steps]
 
 
 def cuts(seconds: float) -> set[str]:
