@@ -41,7 +41,7 @@ def machine(task: Task) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        task.row(what="GPU", seen="none")
+        task.row(what="GPU", seen="no GPU")
         if not task.small:
             raise RuntimeError("torch sees no GPU")
         return

@@ -138,6 +138,7 @@ def _zip(path: Path, base: Path, files: list[Path]) -> None:
         for file in files:
             archive.write(file, file.relative_to(base))
     if path.stat().st_size > MOST:
+        print(f"{path.name} is too large to be brought back: {path.stat().st_size:,} bytes")
         path.unlink()
 
 
