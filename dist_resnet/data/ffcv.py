@@ -9,11 +9,14 @@ leaves nothing behind.
 arrays: code that numba has on disk is then not found, or sought for ever. Ours is kept on disk, and
 sets none; so are the wrappers of its C functions.
 - It compiles our functions again for every loader: now once.
-- numba's `workqueue` threads abort the process when two loaders run together: it comes last.
+- numba's `workqueue` threads abort the process when two loaders run together: it comes last. TBB's,
+which come first, are found where the wheel of container/ffcv_wheel.py has brought them.
 """
 
 import ctypes
+import importlib.util
 import mmap
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -26,6 +29,17 @@ from numba import types
 from numba.extending import overload
 
 numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
+
+
+def _load_tbb() -> None:
+    """Once it is loaded, numba finds it by its name. Importing FFCV makes numba choose."""
+    spec = importlib.util.find_spec("ffcv")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (library := Path(folder) / "libtbb.so.12").exists():
+            ctypes.CDLL(str(library))
+
+
+_load_tbb()
 
 _threads = torch.get_num_threads()
 with mock.patch("numba.typed.Dict", dict):
