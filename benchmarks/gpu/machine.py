@@ -81,13 +81,14 @@ def doctor(task: Task) -> None:
     words = ["--data.dir", task.shapes, "--data.dataset", "null", "--tracking.wandb", "disabled"]
     config = ("--config", "configs/resnet20.yaml", "--workers-per-node", 1)
     # it ends with 1 where something must be mended: the log says what
-    task.command(
-        "launch", "doctor", *config, "--run-dir", task.keep / "doctor", *words, expected=(0, 1)
-    )
-    from dist_resnet.diagnosis import findings
+    folder = ("--run-dir", task.keep / "doctor")
+    try:
+        task.command("launch", "doctor", *config, *folder, *words, expected=(0, 1))
+    finally:  # what it has seen until then
+        from dist_resnet.diagnosis import findings
 
-    for finding in findings.together(task.keep / "doctor", range(1), ()):
-        task.row(what=finding.name, level=finding.level, seen=finding.figure)
+        for finding in findings.together(task.keep / "doctor", range(1)):
+            task.row(what=finding.name, level=finding.level, seen=finding.figure)
 
 
 def tests(task: Task) -> None:

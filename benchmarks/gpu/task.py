@@ -48,7 +48,11 @@ class Task:
         """A command of Python's own modules; what it prints goes to the log."""
         shown = " ".join(map(str, words))
         print(f"$ python -m {shown}", flush=True)
-        done = subprocess.run([sys.executable, "-m", *map(str, words)], check=False)
+        command, limit = [sys.executable, "-m", *map(str, words)], max(self.left() - 2, 1)
+        try:
+            done = subprocess.run(command, check=False, timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"python -m {words[0]}: its {limit:.0f} s were over") from None
         if done.returncode not in expected:
             raise RuntimeError(f"python -m {shown}: exit code {done.returncode}")
 
