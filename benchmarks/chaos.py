@@ -126,6 +126,7 @@ def overrides(data: Path) -> list[str]:
         "model.width": 3,
         "data.dir": data,
         "data.dataset": "shapes",
+        "train.device": "cpu",  # a local cluster's GPUs are pretended
         "batch.per_worker": 12,
         "batch.virtual_workers": 4,
         "train.max_steps": STEPS,

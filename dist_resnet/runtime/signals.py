@@ -1,5 +1,5 @@
-"""Requests to stop, as flags: a handler only notes the signal; the training loop acts on it between
-two steps."""
+"""How a training ends. Requests to stop are flags: a handler only notes the signal; the training
+loop acts on it between two steps."""
 
 import signal
 from types import FrameType
@@ -12,6 +12,10 @@ MEANING = {
     signal.SIGTERM: TERMINATED,
     signal.SIGHUP: TERMINATED,  # the terminal was closed
 }
+
+
+class Diverged(ValueError):
+    """The training's own values are why it cannot go on: it would end so on any machine."""
 
 
 class StopSignal:

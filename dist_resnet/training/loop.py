@@ -17,7 +17,7 @@ from dist_resnet.data.loader import Batch, DataLoader
 from dist_resnet.data.streaming_loader import StreamingLoader
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.runtime.distributed import World
-from dist_resnet.runtime.signals import COMPLETED
+from dist_resnet.runtime.signals import COMPLETED, Diverged
 from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import optim
 from dist_resnet.training.data_parallel import BucketedDDP, FlatAllReduce
@@ -164,7 +164,7 @@ def log(run: Training, step: int) -> None:
         first = step - math.ceil(means.bad_steps) + 1
         lr = run.plan.lr_at(first - 1)
         told = f"the loss is not finite since step {first} (learning rate {lr:g})"
-        raise ValueError(f"{told}; {advice(run, first)}")
+        raise Diverged(f"{told}; {advice(run, first)}")
     figures = {
         **means.figures("train"),
         "lr": lr,
@@ -196,7 +196,7 @@ def require_finite_weights(run: Training, step: int) -> None:
     if not torch.stack([p.detach().isfinite().all() for p in run.model.parameters()]).all():
         lr = run.plan.lr_at(step - 1)
         told = f"weights are not finite after step {step} (learning rate {lr:g})"
-        raise ValueError(f"{told}; {advice(run, step)}")
+        raise Diverged(f"{told}; {advice(run, step)}")
 
 
 def advice(run: Training, step: int) -> str:

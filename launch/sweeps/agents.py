@@ -109,6 +109,10 @@ class AgentTask:
             leave(stop, JobEnvironment())
         return stop.requested or COMPLETED
 
+    def progress(self) -> str:
+        """So many of the sweep's runs are complete."""
+        return str(len(list(Path(self.directory).glob("*/summary.json"))))
+
     def checkpoint(self) -> DelayedSubmission:
         return DelayedSubmission(self)
 

@@ -45,9 +45,9 @@ def train_all(
         ]
         jobs = slurm.submit(directory, tasks, resources.cluster, resources.nodes, resources.workers)
         print(
-            f"job array {jobs[0].split('_')[0]} queued: {len(jobs)} runs\n  results so far: "
+            f"job array {slurm.arrays(jobs)} queued: {len(jobs)} runs\n  results so far: "
             f"dist-resnet compare {directory}\n"
-            f"  cancel: scancel {jobs[0].split('_')[0]}\n  resume: the same command"
+            f"  cancel: scancel {slurm.arrays(jobs)}\n  resume: the same command"
         )
         return "queued"
     failed = []
@@ -150,5 +150,5 @@ def _queue_agents(tasks: Sequence[slurm.Task], directory: Path, resources: Resou
         nodes=1,
         workers_per_node=1,
     )
-    print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
+    print(f"job {slurm.arrays(jobs)} queued: {len(jobs)} agents")
     return "queued"

@@ -15,7 +15,7 @@ from submitit.helpers import DelayedSubmission
 
 from dist_resnet.config import Config
 from dist_resnet.config.schedule import Plan
-from dist_resnet.reports.search import Report, Trial
+from dist_resnet.reports.search import JOURNAL, Report, Trial
 from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PAUSED, PREEMPTED, TERMINATED, StopSignal
 from dist_resnet.tracking.tracker import read_metrics
@@ -47,6 +47,11 @@ class SearchAgentTask:
         if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
             leave(stop, JobEnvironment())
         return outcome
+
+    def progress(self) -> str:
+        """So many results are in the journal."""
+        journal = Path(self.search.directory) / JOURNAL
+        return str(journal.read_bytes().count(b'"reports"') if journal.exists() else 0)
 
     def checkpoint(self) -> DelayedSubmission:
         return DelayedSubmission(self)
