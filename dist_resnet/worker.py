@@ -76,7 +76,7 @@ def life(
 ) -> str:
     """From build to finish or leave. What it holds of the process group is let go with it."""
     saved = checkpoint.load_latest(run_dir / "checkpoints", world)
-    config, settled = settle_precision(config, world, saved)
+    config, settled = settle(config, betons, world, saved)
     run = build(config, run_dir, data_dir, betons, world, stop, progress)
     announce(run, betons, settled)
     resume(run, run_dir, betons, saved)
@@ -125,14 +125,15 @@ def locked(run_dir: Path, world: World, patience_s: float = 10.0) -> Iterator[No
             lock.release()
 
 
-def settle_precision(
-    config: Config, world: World, saved: dict[str, Any] | None = None
+def settle(
+    config: Config, betons: Manifest, world: World, saved: dict[str, Any] | None = None
 ) -> tuple[Config, Settled]:
-    """The configuration with train.precision as every rank trains in it, and why. saved: the
-    checkpoint that is resumed."""
+    """The configuration with train.precision and data.residency as every rank has them, and why the
+    precision is that. saved: the checkpoint that is resumed."""
     usable, kept = for_device.half_precisions(config), saved["precision"] if saved else None
     settled = precision.settle(config.train.precision, kept, usable, world, node())
-    return for_device.with_precision(config, settled.name), settled
+    config = for_device.with_precision(config, settled.name)
+    return loader.settle_residency(config, betons, world), settled
 
 
 def build(
@@ -144,7 +145,8 @@ def build(
     stop: StopSignal,
     progress: Progress,
 ) -> Training:
-    """Everything that a training needs, as it is before step 0. config: of a settled precision."""
+    """Everything that a training needs, as it is before step 0. config: of a settled precision and
+    residency."""
     train = config.train
     if train.cuda_graph is True and world.device.type != "cuda":
         raise ValueError("train.cuda_graph = True: there is no GPU; leave it out")
@@ -335,6 +337,7 @@ def evaluate(
     with distributed.connect(train.device, train.timeout_s) as world:
         data_dir = Path(config.data.dir)
         betons = manifest.load(data_dir, config.data.dataset)
+        config = loader.settle_residency(config, betons, world)
         state.require_same_betons(saved, betons, run_dir)
         model = models.build(config.model, len(betons.classes))
         model.to(world.device).to(memory_format=torch.channels_last)

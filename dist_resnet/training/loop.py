@@ -57,19 +57,19 @@ class Training:
     fast_paths: dict[str, str] = field(default_factory=dict)
     devices: str = ""
     sums: Sums = field(init=False)
-    pace: Pace = field(init=False)
+    pace: Pace = field(init=False)  # of fit: which network is trained is settled by then
     # with a batch; a CUDA graph may take its place
     update: Callable[[torch.Tensor, torch.Tensor], None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums = Sums(self.world.device, self.plan.parts)
-        self.pace = Pace(self.model, self.world)
         self.update = partial(update, self)
 
 
 def fit(run: Training) -> str:
     """Train from progress.step to the plan's last step. Returns 'completed', or what the stop vote
     came to."""
+    run.pace = Pace(run.model, run.world)
     run.progress.clock.start("training")
     while run.progress.step < run.plan.last_step:
         for step in train_epoch(run):
