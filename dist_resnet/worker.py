@@ -31,7 +31,7 @@ from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.gpus import Gpu
 from dist_resnet.runtime.lock import RunLock
 from dist_resnet.runtime.precision import DTYPES, Settled
-from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
+from dist_resnet.runtime.signals import COMPLETED, FAILED, StopSignal
 from dist_resnet.runtime.slurm_job import node
 from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import Tracker
@@ -89,20 +89,22 @@ def life(
         betons.digest(),
         state.changes(saved, run),
     )
+    outcome = FAILED
     try:
         fast_paths.engage(run, saved)
         with profiled(run, run_dir):
-            outcome = loop.fit(run)
-        if outcome == COMPLETED:
+            ended = loop.fit(run)
+        if ended == COMPLETED:
             finish(run, run_dir, data_dir, betons)
         else:
-            leave(run, outcome)
+            leave(run, ended)
+        outcome = ended
         start.end(outcome, progress.step)
     except BaseException as error:
         start.fail(error, progress.step)
         raise
     finally:
-        run.tracker.finish()
+        run.tracker.finish(outcome=outcome)
         cuda_graph.release(run)
     world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
     return outcome
@@ -276,7 +278,7 @@ def leave(run: Training, outcome: str) -> None:
     step = run.progress.step
     saved = f"saved at step {step}" if run.writer.wait() else f"step {step} could not be saved"
     run.tracker.say(f"{outcome}: {saved}; the same command goes on from the last checkpoint")
-    run.tracker.finish(preempted=outcome == PREEMPTED)
+    run.tracker.finish(outcome=outcome)
 
 
 def final_evaluation(run: Training, data_dir: Path, betons: Manifest) -> dict[str, float]:

@@ -320,7 +320,7 @@ def test_one_file_is_a_grid_a_search_and_a_sweep_on_w_and_bs_server(
     assert "data:image/png" in (cli.directory / "found/compare.html").read_text()
     for name in ("WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
-    with WandbServer(dead_after=1000) as server:
+    with WandbServer() as server:
         code, output = cli(*words, "online", "--wandb", **server.environment)
         (run,) = server.runs.values()
         assert code == 0 and run.finished and 0 < run.summary["val/top1"] < 1, output

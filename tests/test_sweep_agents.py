@@ -59,7 +59,7 @@ def test_agents_on_a_cluster_leave_the_table_of_four_undisturbed_runs(
         monkeypatch.delenv(name, raising=False)
     (cli.directory / "here.yaml").write_text("{cpus_per_task: 1, time: 10}")
     cluster = slurm_cluster
-    with WandbServer(dead_after=1000) as server:
+    with WandbServer() as server:
         environment = {
             **server.environment,
             "SLURM_CONF": cluster.environment["SLURM_CONF"],

@@ -6,6 +6,7 @@ from types import FrameType
 
 # how a start of a training ends; paused: after the step at which it was told to leave
 COMPLETED, PREEMPTED, TERMINATED, PAUSED = "completed", "preempted", "terminated", "paused"
+FAILED = "failed"
 MEANING = {
     signal.SIGUSR1: PREEMPTED,
     signal.SIGUSR2: PREEMPTED,

@@ -71,14 +71,22 @@ def check(workers: int, device: str) -> None:
         )
 
 
-def train(run_dir: Path, workers: int, device: str, stop: StopSignal | None = None) -> str:
+def train(
+    run_dir: Path,
+    workers: int,
+    device: str,
+    stop: StopSignal | None = None,
+    *,
+    requeues: bool = True,
+) -> str:
     """Train with so many workers here. Returns 'completed' or 'terminated'.
 
-    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. `stop`:
+    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them.
+    requeues: whether workers that are preempted are started again here. `stop`:
     of a caller that takes the last two itself; then it may be 'paused', at stop.pause_at, or
     'preempted' too, where a worker was told before. Raises ValueError (Diverged where the training
     has) or RuntimeError with the first failed worker's message, rank and log."""
-    task = WorkerTask(str(run_dir), os.getpid())
+    task = WorkerTask(str(run_dir), os.getpid(), requeues=requeues)
     if stop:
         task = replace(task, pause_at=stop.pause_at, requeues=False)
     return run(task, run_dir / "logs", workers, device, stop, [run_dir])
