@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dist_resnet.config import config_file
-from dist_resnet.runtime.signals import COMPLETED
+from dist_resnet.runtime.signals import COMPLETED, FAILED
 from launch.executors import local, run_dir, slurm
 from launch.executors.resources import Resources, check
 from launch.jobs.task import WorkerTask
@@ -134,7 +134,7 @@ def run_search(
     outcome = task() if options.agents == 1 else side_by_side(task, options.agents)
     if outcome != COMPLETED:
         print("the same command goes on with this search")
-        return "interrupted"
+        return "failed" if outcome == FAILED else "interrupted"
     failed = [trial.name for trial in study.trials() if trial.state == "failed"]
     if failed:
         print(f"\ngiven up: {', '.join(failed)} (see their logs)", flush=True)
