@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 
+from launch.executors import settle
+from launch.executors.cluster import Cluster
 from launch.jobs import verdict
 
 CLOSED = "RuntimeError: [/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5"
@@ -98,3 +100,31 @@ def test_an_srun_that_has_started_nothing_is_no_dead_worker(tmp_path):
     failure = ended(tmp_path, None, None, began=2e10)  # the logs are an earlier start's
     assert failure.whose == "scheduler" and not failure.again
     assert "srun has started no worker" in failure.tell()
+
+
+def test_faults_count_since_the_last_new_checkpoint_and_once_before_the_first_step(
+    tmp_path, monkeypatch, capsys
+):
+    for name, value in {"JOB_ID": "7", "NTASKS": "1", "JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run_dir = tmp_path / "run"
+
+    def start(number):
+        """One whose only worker is killed."""
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+        (run_dir / "logs/7_0_log.out").write_text(LOG)
+        return settle.settle(run_dir / "logs")
+
+    settle.stage(run_dir, Cluster(max_faults=2))
+    assert [start(0), start(1)] == [settle.REQUEUE, 1]
+    assert "2 such ends before the first step: not requeued again" in capsys.readouterr().out
+    (run_dir / "metrics.jsonl").write_text('{"step": 2}\n')
+    assert [start(2), start(3)] == [settle.REQUEUE] * 2
+    (run_dir / "checkpoints").mkdir()
+    for step in (4, 8):
+        (run_dir / "checkpoints/LATEST").write_text(f"step_{step:08d}.pt\n")
+        assert [start(step), start(step + 1)] == [settle.REQUEUE] * 2
+    assert start(10) == 1
+    assert "3 such ends since the last new checkpoint, and max_faults is 2" in (
+        capsys.readouterr().out
+    )

@@ -110,15 +110,16 @@ def _after_signal(code: int, task: Task, folder: Path) -> int:
 
 def _after_fault(most: int, progress: str | None, folder: Path) -> int:
     """REQUEUE, unless too many starts of this job have ended so with nothing new in between."""
-    ends = _note("fault", progress or "", folder)
+    ends = _note("fault", str(progress), folder)
     if ends <= (most if progress is not None else min(1, most)):
         return REQUEUE
-    since = (
-        "before the first step: not requeued again; `dist-resnet doctor` examines the nodes"
-        if progress is None
-        else f"since the last new checkpoint, and max_faults is {most}: not requeued again"
-    )
-    _tell(folder, f"{ends} such end{'s' * (ends != 1)} {since}")
+    if progress is None:
+        told = f"{ends} such ends before the first step: not requeued again"
+        told += "; `dist-resnet doctor` examines the nodes"
+    else:
+        told = f"{ends} such ends since the last new checkpoint, and max_faults is {most}"
+        told += ": not requeued again"
+    _tell(folder, told)
     return 1
 
 
