@@ -10,9 +10,8 @@ import torch
 
 from dist_resnet.runtime import slurm_job
 
-# variables by which SLURM tells a task of the GPUs that its job has: how many, and which
-ASKED = ("SLURM_GPUS_ON_NODE",)
-NAMED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+# variables by which SLURM tells a task on a node of the GPUs that its job has there
+ASKED = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 BUSY = 0.1  # of its memory, in use before this training has begun
 
 
@@ -50,9 +49,7 @@ class Seen:
 
 
 def seen_here() -> Seen:
-    asked = any(os.environ.get(name, "0") not in ("", "0") for name in ASKED) or any(
-        os.environ.get(name) for name in NAMED
-    )
+    asked = "SLURMD_NODENAME" in os.environ and any(os.environ.get(name) for name in ASKED)
     return Seen(slurm_job.node(), torch.cuda.device_count(), asked)
 
 
