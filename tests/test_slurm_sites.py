@@ -75,11 +75,20 @@ def test_inside_an_allocation_with_fewer_tasks_than_a_node_takes_and_no_requeue(
     assert not [name for name in given if name.startswith(("SLURM_STEP", "SRUN_", "SLURM_SRUN"))]
 
 
-def test_from_another_directory_one_line_says_from_where(slurm_cluster, tmp_path):
+def test_a_mistake_at_submission_is_one_line(slurm_cluster, overrides, tmp_path):
+    """sbatch in another directory; a cluster file that SLURM refuses."""
     words = ["sbatch", "--wait", f"--output={tmp_path}/out", str(ROOT / "slurm/train.sh"), "x.yaml"]
     subprocess.run(words, cwd=tmp_path, env=slurm_cluster.environment, capture_output=True)
     *_, last = _lines(tmp_path / "out")
     assert "cd CHECKOUT && sbatch slurm/train.sh" in last, last
+
+    (tmp_path / "here.yaml").write_text("{partition: nowhere, gpus_per_node: 1}")
+    cli = Cli(tmp_path)
+    cli.environment |= slurm_cluster.environment | {"PYTHONPATH": str(ROOT)}
+    words = ("train", ROOT / "configs/resnet110.yaml", *overrides, "--run-dir", "run")
+    code, output = cli(*words, "--cluster", "here.yaml")
+    assert code == 1 and "sbatch refuses: Batch job submission failed: Invalid p" in output, output
+    assert "Traceback" not in output, output
 
 
 def test_a_sweep_larger_than_slurms_arrays_is_several(

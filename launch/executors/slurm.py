@@ -64,9 +64,12 @@ def submit(
             try:
                 jobs += _queue(made, tasks[first : first + most])
             except FailedJobError as error:
+                reason = _reason(error)
+                if not jobs:
+                    raise RuntimeError(f"sbatch refuses: {reason}") from None
                 raise RuntimeError(
-                    f"{len(jobs)} of {len(tasks)} are queued{_named(jobs)}; sbatch takes no more "
-                    f"({_reason(error)}): once these have ended, the same command queues the rest"
+                    f"{len(jobs)} of {len(tasks)} are queued ({arrays(jobs)}); sbatch takes no "
+                    f"more ({reason}): once these have ended, the same command queues the rest"
                 ) from None
     return jobs
 
@@ -104,10 +107,6 @@ def _as_outside_of_a_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(of_a_job)
-
-
-def _named(jobs: Sequence[str]) -> str:
-    return f" ({arrays(jobs)})" if jobs else ""
 
 
 def _reason(error: Exception) -> str:
