@@ -13,6 +13,13 @@ CLOSED = "RuntimeError: [/gloo/transport/tcp/pair.cc:534] Connection closed by p
 REFUSED = "RuntimeError: [/gloo/transport/tcp/pair.cc:144] connect: Connection refused"
 TIMED_OUT = "torch.distributed.DistStoreError: wait timeout after 60000ms, keys: /seen/1"
 NCCL = "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:77, unhandled system error"
+SOCKET = (
+    NCCL
+    + """ (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed.
+Last error:
+socketStartConnect: Connect to 10.0.0.3<33861> failed : No route to host"""
+)
 ABORTED = "torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1"
 STALLED = "RuntimeError: the data loader has delivered nothing for 120 s (data.timeout_s)"
 SLOW_DISK = "TimeoutError: [Errno 110] Connection timed out: 'metrics.jsonl'"
@@ -53,6 +60,7 @@ def ended(folder, *errors, logs=(), **circumstances):
         ((None, TIMED_OUT), False, 1, "network"),  # srun has killed rank 0, which was waiting
         ((REFUSED, CLOSED), False, 0, "network"),
         ((CLOSED, NCCL), False, 1, "network"),
+        ((SOCKET, CLOSED), False, 0, "network"),
         ((TIMED_OUT, TIMED_OUT), True, 0, "network"),
         ((None, CLOSED), False, 0, "unknown"),
         ((CLOSED, DISK), True, 1, "node"),

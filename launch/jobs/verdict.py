@@ -9,6 +9,7 @@ unknown      no word: killed, out of memory, or it has hung     another start, a
 scheduler    no worker was ever started                         ends
 """
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -37,7 +38,10 @@ OF_THE_NODE = (
     r"|remote I/O error|disk quota exceeded|cannot allocate memory"
 )
 FATAL = "Fatal Python error: "
-LAST_WORDS = rf"NCCL|CUDA error|oom[-_ ]kill|out of memory|{FATAL}|{OF_THE_NODE}"
+LAST_WORDS = (
+    rf"NCCL (error|WARN)|Watchdog caught|failed to connect|CUDA error|oom[-_ ]kill|{FATAL}"
+    rf"|{OF_THE_NODE}"
+)
 REACH = (
     "The nodes must reach each other by TCP on any port. Name the interface that does: "
     "`export GLOO_SOCKET_IFNAME=...`, with GPUs `NCCL_SOCKET_IFNAME=...` too (before sbatch, or in "
@@ -67,7 +71,7 @@ class Failure:
         if self.whose == "scheduler":
             return "srun has started no worker: what it says is above, or in the job's own output"
         if self.whose == "network":
-            return f"{worker} could not reach the others: {_last_line(self.said)}\n{REACH}{log}"
+            return f"{worker} could not reach the others: {_message(self.said)}\n{REACH}{log}"
         if self.whose == "unknown":
             why = self.hang or _crash(self.said) or "killed by a signal, or out of memory"
             return (
@@ -120,7 +124,7 @@ def first_failure(
     own = [(rank, text) for _, rank, text in errors if not _of_connection(text)]
     if own:
         rank, text = own[0]
-        return failure(rank, "node" if _matches(OF_THE_NODE, _last_line(text)) else "user", text)
+        return failure(rank, "node" if _matches(OF_THE_NODE, _message(text)) else "user", text)
     if not errors and not silent:
         return None
     if len(silent) == workers and not any(_is_newer(path.stdout, began) for path in paths):
@@ -132,7 +136,7 @@ def first_failure(
         if said and not _of_connection(said):
             return failure(rank, "unknown", said)
     spoken = [(rank, said) for rank, said in words.items() if said]
-    unreached = [(rank, text) for _, rank, text in errors if not _matches(GONE, _last_line(text))]
+    unreached = [(rank, text) for _, rank, text in errors if not _matches(GONE, _message(text))]
     if (unreached or spoken) and not (stepped and silent):
         rank, said = (unreached or spoken)[0]
         return failure(rank, "network", said)
@@ -174,7 +178,7 @@ def _crash(said: str) -> str | None:
 def _of_connection(traceback: str) -> bool:
     """Whether an error is what gloo or NCCL say of a peer, and not what a file system or a data
     loader says."""
-    last = _last_line(traceback)
+    last = _message(traceback)
     if re.match(r"TimeoutError", last) or (
         last.startswith("OSError") and not _matches(GONE + "|connection refused|no route", last)
     ):
@@ -186,8 +190,11 @@ def _matches(pattern: str, text: str) -> bool:
     return re.search(pattern, text, re.IGNORECASE) is not None
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1][:500]
+def _message(traceback: str) -> str:
+    """The exception itself, which may have several lines, in one."""
+    lines = traceback.strip().rpartition("Traceback (most recent call last):")[2].splitlines()
+    after = itertools.dropwhile(lambda line: not line or line.startswith(" "), lines)
+    return " ".join(" ".join(after).split())[:500]
 
 
 def _is_newer(path: Path, than: float) -> bool:
