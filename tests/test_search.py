@@ -492,7 +492,7 @@ def kill_agent(directory: Path, run_dir: Path) -> int:
     name = agent_of(directory, run_dir).rpartition("_")[2]
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        is_task = words[-3:-1] == ["-m", "submitit.core._submit"]
+        is_task = words[-3:-1] == ["-m", "submitit.core._submit"] and "python" in words[0]
         if is_task and str(directory / "logs") in words[-1]:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("SLURM_ARRAY_TASK_ID") == name:

@@ -145,7 +145,7 @@ def kill_agent(directory, run_dir):
     name = (run_dir / "agent").read_text()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        is_task = words[-3:-1] == ["-m", "submitit.core._submit"]
+        is_task = words[-3:-1] == ["-m", "submitit.core._submit"] and "python" in words[0]
         ours = is_task and str(directory / "online/logs") in words[-1]
         if ours and process.environ().get("SLURM_ARRAY_TASK_ID") == name:
             for victim in [*process.children(recursive=True), process]:
