@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 suite=${1:?usage: slurm/other_slurm.sh SUITE [pytest arguments]} root=$PWD/build/$1
 shift
 tests=("$@")
-[ $# -gt 0 ] || tests=(tests/test_slurm.py tests/test_slurm_harms.py tests/test_slurm_sites.py tests/test_sweep_agents.py)
+[ $# -gt 0 ] || tests=(tests/test_slurm.py tests/test_slurm_harms.py tests/test_slurm_sites.py tests/test_sweep_agents.py
+  tests/test_search.py::test_agents_killed_and_preempted_leave_the_same_search_behind
+  tests/test_doctor.py::test_two_nodes_and_what_status_shows_of_runs_there)
 [ "$(id -u)" = 0 ] || { echo "other_slurm: must be run as root: it makes a root directory and mounts in it" >&2; exit 1; }
 
 if [ ! -e "$root/etc/debian_version" ]; then
