@@ -22,6 +22,6 @@ cp /etc/hosts /etc/resolv.conf "$root/etc/"
 cp --dereference /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"  # a site's proxy may have one of its own
 git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- --create | tar --extract --directory "$root/project"
 
-inside='mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" && exec chroot "$0" bash -c "
-  cd /project && slurmctld -V && make --silent setup && exec .venv/bin/python -m pytest -q \"\$@\"" pytest "$@"'
+inside='mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount --rbind /sys "$0/sys" && chroot "$0" bash -c "
+  cd /project && slurmctld -V && make --silent setup && exec .venv/bin/python -m pytest -q \"\$@\"" pytest "$@"; exit $?  # this shell reaps orphans meanwhile'
 exec unshare --mount --pid --fork --kill-child bash -c "$inside" "$root" "${tests[@]}"
