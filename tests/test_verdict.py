@@ -136,3 +136,19 @@ def test_faults_count_since_the_last_new_checkpoint_and_once_before_the_first_st
     assert "3 such ends since the last new checkpoint, and max_faults is 2" in (
         capsys.readouterr().out
     )
+
+
+def test_a_step_that_slurm_cancels_by_itself_is_a_fault(tmp_path, monkeypatch):
+    """As it does where its daemons answer late; the job runs on. A SIGTERM alone is a wish."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "1", "JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    logs = settle.stage(tmp_path / "run", Cluster())
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 2}\n')
+    (logs / "7_0_result.pkl").write_bytes(pickle.dumps(("success", "terminated")))
+    cancelled = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-28T14:39:55"
+    (logs / "7_0_log.out").write_text(f"{cancelled} ***\n{LOG}")  # of the start before
+    assert settle.settle(logs) == settle.TERMINATED
+    (logs / "7_0_log.out").write_text(f"{LOG}{cancelled} DUE TO TIME LIMIT ***\n")
+    assert settle.settle(logs) == settle.TERMINATED
+    (logs / "7_0_log.out").write_text(f"{LOG}{cancelled} ***\n")
+    assert settle.settle(logs) == settle.REQUEUE

@@ -85,8 +85,12 @@ def settle(folder: Path) -> int:
         stepped=progress is not None,
     )
     if failure is None:
-        completed = verdict.outcome(folder, job_id) == COMPLETED
-        return 0 if completed else _after_signal(TERMINATED, task, folder)
+        if verdict.outcome(folder, job_id) == COMPLETED:
+            return 0
+        if verdict.step_was_cancelled(folder, job_id):  # requeue.sh asks whether the job was, too
+            print(f"job {job_id}: SLURM has cancelled its step", flush=True)
+            return _after_fault(task.max_faults, progress, folder)
+        return _after_signal(TERMINATED, task, folder)
     node = nodes[failure.rank * len(nodes) // workers]
     why = failure.tell(f" on {node}")
     _tell(folder, f"start {slurm_job.restarts() + 1} of job {job_id}: {why}")

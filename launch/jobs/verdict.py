@@ -149,17 +149,27 @@ def outcome(folder: Path, job_id: str) -> str:
     return _result(JobPaths(folder, job_id, 0).result_pickle)[2]
 
 
+def step_was_cancelled(folder: Path, job_id: str) -> bool:
+    """Whether SLURM has ended all workers of this start together, and not for a time limit."""
+    said = r"\*\*\* STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*"
+    return re.search(said, _this_start(JobPaths(folder, job_id, 0).stdout)) is not None
+
+
 def last_words(log: Path) -> str:
     """The last line of this start in a worker's log that says what ended it; '' where none does."""
+    lines = [line.strip() for line in _this_start(log).splitlines() if _matches(LAST_WORDS, line)]
+    said = [line for line in lines if line.startswith(FATAL)] or lines
+    return said[-1][:300] if said else ""
+
+
+def _this_start(log: Path) -> str:
+    """What the end of a log holds of the last start in it."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL))
-            text = file.read().decode(errors="replace").rpartition(BEGIN)[2]
+            return file.read().decode(errors="replace").rpartition(BEGIN)[2]
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if _matches(LAST_WORDS, line)]
-    said = [line for line in lines if line.startswith(FATAL)] or lines
-    return said[-1][:300] if said else ""
 
 
 def _crash(said: str) -> str | None:
