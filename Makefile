@@ -2,13 +2,14 @@
 # make test                   the tests; make test-fast: without SLURM and long trainings
 # make test-gpu DATA=.. OUT=..   the same trainings on a GPU, benchmarks/gpu.sh, and one report of both
 # make check                  ruff and mypy
+# make docs                   the pages as a site, into build/site
 # make cluster                a shell on a SLURM of two nodes on this machine, where `sbatch slurm/resnet110.sh` works
 # make ffcv-wheel             FFCV as a wheel that needs no compiler, into wheels/
 # Each sets up what it needs first (launch/setup.sh), once: `make train` without what only tests need.
 
 RUN := .venv/bin/dist-resnet
 
-.PHONY: train test test-fast test-gpu check setup ffcv-wheel cluster
+.PHONY: train test test-fast test-gpu check setup docs ffcv-wheel cluster
 
 setup: .venv/.ready-tests
 
@@ -51,6 +52,10 @@ test-gpu: .venv/.ready-tests
 
 check: .venv/.ready-tests
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+docs: .venv/.ready
+	@[ -x .venv/bin/mkdocs ] || .venv/bin/pip install --quiet -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict  # with --quiet nothing would be strict
 
 ffcv-wheel: .venv/.ready
 	@.venv/bin/pip install --quiet -e '.[wheel]'

@@ -1,13 +1,19 @@
-"""What runs inside one worker process: CIFAR and ImageNet ResNets, trained on FFCV betons under
-DDP. And `load`: a trained network, to be used."""
+"""Trains CIFAR and ImageNet ResNets on FFCV betons under DDP.
+
+From Python: `train` a `Config`, a dictionary or a YAML file, `load` a trained network. All else is
+the command `dist-resnet`, or private."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dist_resnet.config import Config
+    from dist_resnet.notebook import Run, train
     from dist_resnet.weights.classifier import Classifier
 
 __version__ = "0.1.0"
+__all__ = ["Config", "Run", "load", "train"]
+HOMES = {"Config": "config", "Run": "notebook", "train": "notebook"}  # imported when asked for
 
 
 def load(path: "Path | str", checkpoint: "str | None" = None) -> "Classifier":
@@ -26,3 +32,11 @@ def load(path: "Path | str", checkpoint: "str | None" = None) -> "Classifier":
     from dist_resnet.weights import classifier  # torch, which importing dist_resnet must not
 
     return classifier.load(path, checkpoint)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in HOMES:
+        return getattr(import_module(f"dist_resnet.{HOMES[name]}"), name)
+    raise AttributeError(f"module 'dist_resnet' has no attribute {name!r}")

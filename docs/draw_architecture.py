@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs/architecture.svg"
 FLOORS = [  # from the top
-    ["dist_resnet/__main__.py"],
+    ["dist_resnet/__main__.py", "dist_resnet/notebook.py"],
     ["launch/__main__.py"],
     ["launch/commands"],
     ["launch/sweeps"],

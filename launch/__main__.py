@@ -5,7 +5,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
+from dist_resnet import __version__
 from dist_resnet.runtime import terminal
 
 
@@ -16,6 +18,10 @@ class Command:
     module: str
     help: str
     overrides: bool = False  # whether it takes --section.key value
+    for_scripts: bool = False  # and not for people
+
+    def load(self) -> ModuleType:
+        return import_module(f"launch.{self.module}")
 
 
 COMMANDS = {
@@ -53,9 +59,9 @@ COMMANDS = {
         overrides=True,
     ),
     "stage": Command(
-        "commands.stage", "for batch scripts, before their srun: make RUN_DIR", overrides=True
+        "commands.stage", "before their srun: make RUN_DIR", overrides=True, for_scripts=True
     ),
-    "settle": Command("commands.settle", "for batch scripts, after their srun: who failed and why"),
+    "settle": Command("commands.settle", "after their srun: who failed and why", for_scripts=True),
 }
 
 
@@ -67,14 +73,12 @@ def main(given: Sequence[str] | None = None) -> None:
 def run(given: Sequence[str] | None) -> None:
     words = list(sys.argv[1:] if given is None else given)
     name = _root().parse_args(words[:1]).command
-    command, module = COMMANDS[name], import_module(f"launch.{COMMANDS[name].module}")
-    parser = argparse.ArgumentParser(f"dist-resnet {name}", allow_abbrev=False)
-    module.options(parser)
+    command, parser = COMMANDS[name], parser_of(name)
     options, rest = parser.parse_known_args(words[1:])
     if rest and not command.overrides:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        function = getattr(module, name)
+        function = getattr(command.load(), name)
         code = function(options, rest) if command.overrides else function(options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"dist-resnet {name}: error: {error}", file=sys.stderr)
@@ -82,8 +86,20 @@ def run(given: Sequence[str] | None) -> None:
     sys.exit(code)
 
 
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Of a command's own options; what it leaves over are overrides, where the command takes
+    them."""
+    parser = argparse.ArgumentParser(f"dist-resnet {name}", allow_abbrev=False)
+    COMMANDS[name].load().options(parser)
+    for action in parser._actions:
+        if action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
+            action.help = f"{action.help or ''} (default: %(default)s)".lstrip()
+    return parser
+
+
 def _root() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<12}{command.help}" for name, command in COMMANDS.items())
+    for_people = {name: c for name, c in COMMANDS.items() if not c.for_scripts}
+    listed = "\n".join(f"  {name:<12}{command.help}" for name, command in for_people.items())
     root = argparse.ArgumentParser(
         "dist-resnet",
         usage="dist-resnet COMMAND ...",
@@ -92,6 +108,7 @@ def _root() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    root.add_argument("--version", action="version", version=f"dist-resnet {__version__}")
     root.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     return root
 

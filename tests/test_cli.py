@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import ROOT
@@ -81,13 +82,17 @@ def mistakes(shapes_dir):
     return {
         "unknown key": (
             (*train, "--optim.learning_rate", "0.1"),
-            ["optim.learning_rate", "did you mean"],
+            ["optim.learning_rate", "here it is optim.lr"],
         ),
         "a placeholder in a name": (
             (*train[:-1], "runs/%j"),
             ["--run-dir runs/%j", "take a name without it"],
         ),
-        "wrong type": ((*train, "--optim.lr", "fast"), ["optim.lr", "fast"]),
+        "wrong type": ((*train, "--optim.lr", "fast"), ["command line: ", "optim.lr", "fast"]),
+        "no workers": (
+            ("train", "tiny.yaml", "--workers-per-node", 0),
+            ["--workers-per-node 0: must be at least 1"],
+        ),
         "milestone past the end": (
             (*train, "--schedule.milestones", "[40]"),
             ["[40]", "schedule.steps = 30"],
@@ -164,6 +169,33 @@ def test_a_damaged_beton_ends_the_training_before_it_starts(
     ), output
 
 
+def test_version_and_help(command):
+    code, output = command("--version")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert code == 0 and output == f"dist-resnet {project['version']}\n"
+    output = command("--help")[1]
+    assert all((f"\n  {name} " in output) != c.for_scripts for name, c in COMMANDS.items()), output
+    assert "+ 1 ... (default: 10)" in " ".join(command("repeat", "--help")[1].split())
+    assert "--optim.lr  (default: 0.1)" in command("train", "--help")[1]
+
+
+def test_a_run_directory_given_to_train(command, config_path):
+    run_dir.create(config_path.parent / "run", config_file.load(config_path))
+    code, output = command("train", "run")
+    assert code == 1 and "to resume it give run/config.yaml --run-dir run" in output, output
+
+
+def test_a_submission_that_fails_leaves_no_run(command, config_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    words = ("train", "tiny.yaml", "--cluster", "slurm", "--run-dir")
+    there = config_path.parent / "there"
+    there.mkdir()
+    for name in ("run", "there"):
+        code, output = command(*words, name)
+        assert code == 1 and "sbatch is not on the PATH" in output, output
+    assert not (config_path.parent / "run").exists() and there.exists()
+
+
 def test_a_run_dir_of_another_configuration(command, config_path):
     run_dir.create(config_path.parent / "run", config_file.load(config_path))
     code, output = command("train", "tiny.yaml", "--run-dir", "run", "--optim.lr", "0.3")
@@ -174,9 +206,10 @@ def test_a_run_dir_of_another_configuration(command, config_path):
 
 def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config_path):
     """Rank 1 alone fails: it finds no room for its checkpoint directory's sibling, here a sabotaged
-    module."""
+    module. All on one CPU, of which a warning tells."""
     (cli.directory / "sitecustomize.py").write_text(
-        "import os\nimport dist_resnet.config.schedule as s\nreal = s.plan\n"
+        "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import dist_resnet.config.schedule as s\nreal = s.plan\n"
         "def plan(*given):\n"
         "    if os.environ.get('SUBMITIT_LOCAL_GLOBALID') == '1': raise OSError('sabotage')\n"
         "    return real(*given)\n"
@@ -196,6 +229,7 @@ def test_an_exception_in_a_worker_reaches_the_user_with_rank_and_log(cli, config
         and "worker of rank 1 failed" in output
         and "OSError: sabotage" in output
         and "its log: " in output
+        and "warning: 2 workers share 1 CPUs" in output
     ), output
 
 

@@ -3,6 +3,8 @@
 import pytest
 
 from dist_resnet.config import Config, config_file
+from dist_resnet.config.known_as import KNOWN_AS
+from launch.__main__ import parser_of
 from launch.executors import cluster, run_dir
 
 
@@ -48,7 +50,7 @@ def test_overrides_are_typed(path):
     [
         (["--optim.lrr", "0.1"], ["optim.lrr", "optim.lr"]),
         (["--optimizer.lr", "0.1"], ["optimizer.lr", "--help"]),
-        (["--optim.lr", "fast"], ["optim.lr", "fast", "a number"]),
+        (["--optim.lr", "fast"], ["command line: ", "optim.lr", "fast", "a number"]),
         (["--optim.lr", "-0.1"], ["optim.lr", "-0.1", "positive"]),
         (["--optim.lr", "nan"], ["optim.lr", "nan"]),
         (["--optim.lr", "inf"], ["optim.lr", "inf", "a number"]),
@@ -145,7 +147,36 @@ def test_help_lists_every_key_with_a_comment():
     text = config_file.describe()
     for key in set(config_file.keys()):
         default, comment = text.split(f"  --{key}  ")[1].split("\n")[:2]
-        assert default.startswith("[") and len(comment.strip()) > 1, key
+        assert default.startswith("(default: ") and len(comment.strip()) > 1, key
+
+
+@pytest.mark.parametrize(
+    "key, ours",
+    [
+        ("lr", "here it is optim.lr;"),
+        ("optim.learning_rate", "here it is optim.lr;"),
+        ("optimizer.lr", "here it is optim.lr;"),
+        ("batch_size", "here it is batch.global or batch.per_worker;"),
+        ("weight-decay", "here it is optim.weight_decay;"),
+        ("train.epochs", "here it is schedule.steps (epochs x training images"),
+        ("seed", "here it is train.seed;"),
+        ("workers", "here it is data.loader_threads or --workers-per-node;"),
+        ("resume", "train.init_from (weights only; to resume, give the same command again)"),
+        ("momentum", "nearest: optim.momentum;"),
+        ("optim.momentun", "nearest: optim.momentum"),
+        ("foo", "the sections are model, data, batch,"),
+    ],
+)
+def test_what_others_call_a_key_is_answered_with_ours(path, key, ours):
+    with pytest.raises(ValueError, match="unknown key") as error:
+        config_file.load(path, [f"--{key}", "1"])
+    assert ours in str(error.value) and len(str(error.value)) < 250
+
+
+def test_every_key_that_is_known_elsewhere_is_one():
+    options = {key for key in KNOWN_AS if key.startswith("--")}
+    assert set(KNOWN_AS) - options <= set(config_file.keys())
+    assert options <= set(parser_of("train")._option_string_actions)
 
 
 def test_every_configuration_that_comes_along_loads():

@@ -3,6 +3,7 @@ numbers of workers, other all-reduces, compiled, recomputed, interrupted."""
 
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dist_resnet.reports import comparison
 from dist_resnet.reports.comparison import read_summary
 from dist_resnet.tracking import starts
 from dist_resnet.tracking.tracker import read_metrics
+from launch.commands import evaluate as evaluate_command
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +167,10 @@ def test_evaluation_is_exact_for_any_number_of_workers(workers, cli, small_path)
     code, output = cli("evaluate", "run")
     assert code == 0 and f"latest, test: loss {expected['test/loss']:.4f}" in output, output
     assert f"top-1 {100 * expected['test/top1']:.2f} %" in output and f"of {TEST} sam" in output
+    asked = dict(run_dir=run_dir, checkpoint="latest", split=None, per_class=False, json=True)
+    workers.call(evaluate_command.evaluate, Namespace(**asked))
+    figures = json.loads(workers.output)
+    assert figures["top1"] == expected["test/top1"] and figures["samples"] == TEST
     split, means, _ = workers.call(worker.evaluate, str(run_dir), "LATEST", size=3)[0]
     assert (split, means.samples) == ("test", TEST)
     assert means.top1 * TEST == pytest.approx(round(expected["test/top1"] * TEST), abs=1e-9)

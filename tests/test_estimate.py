@@ -1,5 +1,7 @@
 """Estimates, against numbers worked out by hand."""
 
+import json
+
 import pytest
 from conftest import ROOT
 
@@ -78,6 +80,8 @@ def test_the_command_prints_them(command):
     steps = ("--step", "128:20", "--step", "1024:90", "--nodes", 2, "--gpus-per-node", 4)
     code, output = command(*config, *steps)
     assert code == 0 and "resnet20, 50,000 images" in output and "1,024" in output, output
+    (found,) = json.loads(command(*config, *steps, "--json")[1])
+    assert [row["workers"] for row in found["rows"]] == [1, 2, 4, 8] and found["best"]
     code, output = command(*config, "--step", "128")
     assert code == 1 and "write BATCH:MILLISECONDS" in output
     code, output = command(*config)

@@ -132,6 +132,21 @@ def test_lars_is_the_papers():
     assert torch.allclose(found, weight, atol=1e-6)
 
 
+def test_adam_penalises_and_adamw_decays():
+    """Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2."""
+    gradients = torch.randn(3, 4, 6)
+    for name in ("adam", "adamw"):
+        weight, found = stepped(Optim(name=name, weight_decay=0.3), 0.1, gradients)
+        mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
+        for t, gradient in enumerate(gradients, 1):
+            gradient = gradient + (0.3 * weight if name == "adam" else 0)
+            mean = 0.9 * mean + 0.1 * gradient
+            square = 0.999 * square + 0.001 * gradient**2
+            step = mean / (1 - 0.9**t) / ((square / (1 - 0.999**t)).sqrt() + 1e-8)
+            weight = weight - 0.1 * (step + (0.3 * weight if name == "adamw" else 0))
+        assert torch.allclose(found, weight, atol=1e-5), name
+
+
 def test_lamb_is_the_papers():
     """You et al. 2020, algorithm 2."""
     gradients = torch.randn(3, 4, 6)

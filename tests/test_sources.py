@@ -57,6 +57,36 @@ def test_images_replaced_after_an_interrupted_preparation_are_read_anew(tmp_path
         assert reds(tmp_path / f"out/{split}.beton") == [110, 120, 130, 140]
 
 
+def test_a_folder_that_nobody_has_split(tmp_path, command):
+    """A share of each class, the same for a seed; and what is refused."""
+    flat = tmp_path / "flat"
+    for i in range(40):
+        path = flat / f"class{i // 30}" / f"{i}.png"  # thirty and ten
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (SIDE, SIDE), (i, 0, 0)).save(path)
+    given = ("prepare", "imagefolder", "--source", flat)
+    splits = []
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        code, said = command(*given, "--split", 0.2, "--out", out, "--seed", seed)
+        assert code == 0 and "train.beton: 32 samples" in said and "2 classes" in said, said
+        splits.append(reds(tmp_path / out / "test.beton"))
+        assert sum(red < 30 for red in splits[-1]) == 6 and len(splits[-1]) == 8
+        assert sorted(splits[-1] + reds(tmp_path / out / "train.beton")) == list(range(40))
+    assert splits[0] == splits[1] != splits[2]
+    (tmp_path / "tree/train").mkdir(parents=True)
+    (tmp_path / "tree/val").mkdir()
+    for words, part in {
+        given: "--split 0.1 takes a tenth",
+        (*given, "--split", 1.5): "--split 1.5: must be above 0",
+        (*given, "--split", 0.99): "class class0 has 30 images, of which 30 would be test",
+        (*given[:-1], "nowhere", "--split", 0.1): "--source nowhere: no such folder",
+        (*given[:-1], "tree", "--split", 0.1): "tree has val/ already; leave --split out",
+        ("prepare", "shapes", "--split", 0.1): "does not read --split",
+    }.items():
+        code, said = command(*words, "--out", "d")
+        assert code == 1 and part in said, said
+
+
 def test_what_is_no_image_is_left_out_and_counted(tmp_path, capsys):
     tree = grown(tmp_path / "tree", suffix=".tif")
     for name in (".ipynb_checkpoints/0-checkpoint.png", "class0/._0.png", "class1/Thumbs.db"):

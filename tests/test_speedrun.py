@@ -137,8 +137,9 @@ def test_mirrored_answers_do_not_depend_on_the_side():
 
 
 @pytest.mark.slow
-def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
+def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, request, shapes_dir):
     (cli.directory / "tricks.yaml").write_text(TRICKS.replace("DATA", str(shapes_dir)))
+    in_process = request.getfixturevalue("command")
     command = ("repeat", "tricks.yaml", "--runs", 2, "--workers-per-node", 1, "--run-dir", "runs")
     code, output = cli(*command)
     assert code == 0 and "standard deviation" in output and "everything, s" in output, output
@@ -161,6 +162,8 @@ def test_repeat_reports_every_seed_and_its_runs_resume_exactly(cli, shapes_dir):
     assert (
         code == 0 and again.splitlines()[-1] == output.splitlines()[-1] and "step " not in again
     ), again
+    code, again = in_process(*command, "--json")
+    assert code == 0 and json.loads(again) == report
     (cli.directory / "cut").mkdir()
     shutil.copytree(
         cli.directory / "runs/seed1",

@@ -63,14 +63,14 @@ def test_a_start_without_a_word_has_failed_and_one_that_was_ended_has_stopped(
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     start = starts.Start(tmp_path, writes=True)
-    start.begin(["n1"], 1, "cpu", 0)
+    start.begin(["n1"], 1, "cpu", 0, "", {})
     lost = status.read(tmp_path, None, True)
     assert (lost.state, lost.starts, lost.job) == ("failed", 1, "12")
     assert status.read(tmp_path, None, False).state == "stopped"  # its job may be there still
     start.end("terminated", 4)
     stopped = status.read(tmp_path, None, True)
     assert (stopped.state, stopped.reason) == ("stopped", "terminated")
-    starts.Start(tmp_path, writes=True).begin(["n1"], 1, "cpu", 4)
+    starts.Start(tmp_path, writes=True).begin(["n1"], 1, "cpu", 4, "", {})
     starts.settle(tmp_path, "rank 1 on n2: no space")
     failed = status.read(tmp_path, None, True)
     assert (failed.state, failed.reason, failed.starts) == ("failed", "rank 1 on n2: no space", 2)

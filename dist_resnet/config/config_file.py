@@ -2,7 +2,6 @@
 line."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jsonargparse
 
 from dist_resnet.config import yaml_file
+from dist_resnet.config.known_as import suggestion
 from dist_resnet.config.model import FAMILIES
 from dist_resnet.config.root import Config
 from dist_resnet.config.section import Section, key_of, require
@@ -26,6 +26,11 @@ def load(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises ValueError for a missing file, an unknown key, a wrong type or a value out of range."""
     remedy = "the ones that come with dist_resnet are in configs/"
+    if path is not None and (Path(path) / "config.yaml").is_file():
+        raise ValueError(
+            f"configuration '{path}' is a run directory; to resume it give {path}/config.yaml "
+            f"--run-dir {path}"
+        )
     read = yaml_file.read(Path(path), "configuration", remedy) if path is not None else {}
     path, content = Path(path or "no file"), read or {}
     in_file, words = _dotted_keys(content, path), _joined(overrides)
@@ -74,7 +79,8 @@ def _described(name: str, section: Section, shown: set[str]) -> list[str]:
         if field.name not in shown:
             value = getattr(section, field.name)
             default = list(value) if isinstance(value, tuple) else value
-            lines.append(f"  --{name}.{key_of(field)}  [{default}]")
+            default = "null" if default is None else default
+            lines.append(f"  --{name}.{key_of(field)}  (default: {default})")
             lines.append(f"      {field.metadata['comment']}")
     return lines
 
@@ -143,10 +149,7 @@ def _refuse_unknown(given: Sequence[str], where: str, family: str) -> None:
                 f"unknown key {key!r} {where}: family {' and '.join(others)} has it, and "
                 f"model.family = {family!r}; leave it out, or set --model.family {others[0]}"
             )
-        section = key.split(".")[0]
-        near = difflib.get_close_matches(key, valid, 3)
-        near = near or [v for v in valid if v.startswith(f"{section}.")] or valid
         raise ValueError(
-            f"unknown key {key!r} {where}: did you mean {', '.join(near)}? "
+            f"unknown key {key!r} {where}: {suggestion(key, valid)}; "
             "`dist-resnet train --help` lists every key"
         )

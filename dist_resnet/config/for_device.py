@@ -62,7 +62,7 @@ def with_residency(config: Config, where: Literal["stream", "device"]) -> Config
 def half_precisions(config: Config) -> tuple[Literal["bf16", "fp16"], ...]:
     """Those that `train.precision: auto` may become, the better first: timm's optimizers would wait
     for fp16's gradient scaler."""
-    return ("bf16", "fp16") if config.optim.name in ("sgd", "adam") else ("bf16",)
+    return ("bf16", "fp16") if config.optim.name in ("sgd", "adam", "adamw") else ("bf16",)
 
 
 def with_buckets(config: Config) -> Config:

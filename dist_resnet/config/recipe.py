@@ -9,18 +9,19 @@ from dist_resnet.config.section import Section, parse_length, setting
 @dataclass(frozen=True)
 class Optim(Section):
     section: ClassVar[str] = "optim"
-    name: Literal["sgd", "adam", "lars", "lamb", "muon"] = setting(
+    name: Literal["sgd", "adam", "adamw", "lars", "lamb", "muon"] = setting(
         "sgd",
-        "optimizer; lars (You et al. 2017; trust coefficient 0.001) and lamb (You et al. 2020): "
-        "large batches; muon (Jordan 2024; lr as Adam's, which takes the vectors); these three are "
-        "timm's: pip install 'dist-resnet[optimizers]'",
+        "optimizer; adam adds the L2 penalty to the gradient, adamw decays the weights apart from "
+        "it (Loshchilov and Hutter 2019); lars (You et al. 2017; trust coefficient 0.001) and lamb "
+        "(You et al. 2020): large batches; muon (Jordan 2024; lr as Adam's, which takes the "
+        "vectors); these three are timm's: pip install 'dist-resnet[optimizers]'",
     )
     lr: float = setting(0.1, "peak learning rate at schedule.reference_batch")
-    momentum: float = setting(0.9, "momentum of sgd, lars and muon; beta1 of adam and lamb")
+    momentum: float = setting(0.9, "momentum of sgd, lars and muon; beta1 of adam, adamw and lamb")
     nesterov: bool = setting(False, "Nesterov momentum (sgd, lars, muon)")
-    adam_beta2: float = setting(0.999, "beta2 of adam and lamb, and of muon's AdamW")
+    adam_beta2: float = setting(0.999, "beta2 of adam, adamw and lamb, and of muon's AdamW")
     weight_decay: float = setting(
-        1e-4, "L2 penalty, added to the gradient; of lamb and muon: to the step"
+        1e-4, "L2 penalty, added to the gradient; of adamw, lamb and muon: to the step"
     )
     decay_norm_and_bias: bool = setting(
         True, "apply weight decay to BN and biases too, as the paper does"
@@ -53,7 +54,7 @@ class Optim(Section):
         self.require(self.bias_lr > 0, "bias_lr", "must be positive")
         self.require(self.lookahead >= 0, "lookahead", "must be 0 or more steps")
         self.require(
-            not (self.nesterov and (self.name in ("adam", "lamb") or self.momentum == 0)),
+            not (self.nesterov and (self.name in ("adam", "adamw", "lamb") or self.momentum == 0)),
             "nesterov",
             "needs optim.name sgd, lars or muon, and a momentum above 0",
         )

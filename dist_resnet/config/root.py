@@ -27,6 +27,8 @@ Nested = dict[str, dict[str, Any]]  # section -> key -> value, as YAML has them
 
 @dataclass(frozen=True)
 class Config:
+    """One field a section, each frozen. `config_file.load` makes it."""
+
     model: Model = CifarModel()
     data: Data = Data()
     batch: Batch = Batch(per_worker=128)
@@ -55,7 +57,7 @@ class Config:
         )
 
         require(
-            self.train.precision != "fp16" or self.optim.name in ("sgd", "adam"),
+            self.train.precision != "fp16" or self.optim.name in ("sgd", "adam", "adamw"),
             "optim.name",
             self.optim.name,
             "would wait for the gradient scaler in every step; use --train.precision bf16",

@@ -43,7 +43,7 @@ class Train(Section):
     cuda_graph: Union[bool, Literal["auto"]] = setting(
         "auto",
         "one CUDA graph of the whole step: forward, backward, all-reduce, update; "
-        "auto: on a GPU with all_reduce flat, SGD and images of one size; not measured yet",
+        "auto: on a GPU with all_reduce flat, SGD and images of one size",
     )
     all_reduce: Literal["auto", "buckets", "flat", "ordered"] = setting(
         "auto",

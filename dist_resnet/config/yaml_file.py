@@ -44,9 +44,11 @@ def read(path: Path, what: str, remedy: str) -> Any:
 
 
 def parsed(parser: jsonargparse.ArgumentParser, what: str, content: Any, words: list[str]) -> Any:
-    """The values that a parser makes of a file's content and of overrides. Raises ValueError."""
+    """The values that a parser makes of a file's content and of overrides. Raises ValueError, which
+    says of which of the two."""
     try:
         values = parser.parse_object(content)
+        what = "command line"
         return parser.parse_args(words, values) if words else values
     except (jsonargparse.ArgumentError, TypeError) as error:
         text = re.sub(r"a <class '(\w+)'>", lambda m: TYPES.get(m[1], m[1]), one_line(error))

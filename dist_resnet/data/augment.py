@@ -144,8 +144,8 @@ class CropFlip(Operation):
 
 
 class PassthroughDecoder(SimpleRGBImageDecoder):
-    """Leaves raw images in the file, for ReadCropFlip: FFCV wants a decoder first. There is next to
-    nothing to compile."""
+    """Leaves images in the file, for what follows: FFCV wants a decoder first, and compiles it.
+    There is next to nothing to compile."""
 
     def generate_code(self) -> Callable:
         return lambda samples, destination, metadata, storage_state: samples

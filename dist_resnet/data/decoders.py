@@ -2,29 +2,28 @@
 central crop. Of a JPEG only what the crop needs is decoded (jpeg.py)."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numba
 import numpy as np
-from numba import carray
 
 from dist_resnet.data import jpeg, sampling
-from dist_resnet.data.augment import mix
+from dist_resnet.data.augment import PassthroughDecoder, mix
 from dist_resnet.data.ffcv import (
     IMAGE_MODES,
     AllocationQuery,
-    Compiler,
-    SimpleRGBImageDecoder,
+    Operation,
     State,
-    cast_int_to_byte_ptr,
     imdecode,
-    resize_crop,
+    read,
+    resize,
 )
 
 ATTEMPTS = 10
 RATIO = (3 / 4, 4 / 3)
+JPG = IMAGE_MODES["jpg"]
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -118,51 +117,71 @@ def shrink(image, top, left, h, w, out):
             target[y, i] = np.uint8((result[i] + (1 << 21)) >> 22)
 
 
-class ResizedCrop(SimpleRGBImageDecoder):
-    """Decodes, crops, resizes to size x size."""
+@numba.njit(cache=True)
+def _box(height, width, sample, key, figures):
+    """(top, left, height, width): a random crop where there is a key, uint64 (1,), with its
+    smallest and largest shares; else the central square of a share of the shorter side."""
+    if len(key):
+        draw = mix(mix(sample) ^ key[0])
+        return crop_box(height, width, draw, figures[0], figures[1])
+    side = max(1, int(figures[0] * min(height, width)))
+    return (height - side) // 2, (width - side) // 2, side, side
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.output_size = (size, size)
 
-    @abstractmethod
-    def box(self) -> Callable:
-        """(height, width, sample) -> (top, left, height, width) of the crop, to be compiled."""
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _decode(samples, out, fields, state, key, figures):
+    """out[k] = the crop of the image of samples[k], resized."""
+    for k in numba.prange(len(samples)):
+        field, target = fields[samples[k]], out[k]
+        content = read(field["data_ptr"], state)
+        height, width = np.int64(field["height"]), np.int64(field["width"])
+        top, left, h, w = _box(height, width, np.uint64(samples[k]), key, figures)
+        if field["mode"] == JPG:
+            part, y, x, rows, columns = jpeg.cut(content, height, width, top, left, h, w)
+            image = np.empty((rows, columns, 3), np.uint8)
+            imdecode(part, image)
+            top, left = top - y, left - x
+        else:
+            image = content.reshape(height, width, 3)
+        if h >= target.shape[0] and w >= target.shape[1]:
+            shrink(image, top, left, h, w, target)
+        else:
+            resize(image, top, left, h, w, target)
+
+
+class Undecoded(PassthroughDecoder):
+    """Before a ResizedCrop, of images of any size."""
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        shape, dtype = (*self.output_size, 3), np.dtype(np.uint8)
+        shape, dtype = (1, 1, 3), np.dtype(np.uint8)
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
         return state, AllocationQuery(shape, dtype)
 
+
+class ResizedCrop(Operation):
+    """Reads, decodes, crops, and resizes to size x size, in as many threads as numba is set to.
+    What it runs is compiled once for all processes. After Undecoded.
+
+    storage_state: what `read` wants, of the iterator that runs this."""
+
+    key = np.zeros(0, np.uint64)
+    storage_state: Any = None
+
+    def __init__(self, size: int, *figures: float) -> None:
+        super().__init__()
+        self.size, self.figures = size, np.array(figures)
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        shape = (self.size, self.size, 3)
+        state = replace(previous_state, jit_mode=False, shape=shape)
+        return state, AllocationQuery(shape, np.dtype(np.uint8))
+
     def generate_code(self) -> Callable:
-        jpg, mem_read, my_range = IMAGE_MODES["jpg"], self.memory_read, Compiler.get_iterator()
-        imdecode_c, resize_c, box = (
-            Compiler.compile(f) for f in (imdecode, resize_crop, self.box())
-        )
-        cut, shrink_c = jpeg.cut, shrink
+        def run(samples, destination):
+            _decode(samples, destination, self.metadata, self.storage_state, self.key, self.figures)
+            return destination
 
-        def decode(batch_indices, destination, metadata, storage_state):
-            for k in my_range(len(batch_indices)):
-                field = metadata[batch_indices[k]]
-                content = mem_read(field["data_ptr"], storage_state)
-                height, width = np.int64(field["height"]), np.int64(field["width"])
-                top, left, h, w = box(height, width, np.uint64(batch_indices[k]))
-                if field["mode"] == jpg:
-                    part, y, x, rows, columns = cut(content, height, width, top, left, h, w)
-                    image = np.empty((rows, columns, 3), np.uint8)
-                    imdecode_c(part, image, rows, columns, rows, columns, 0, 0, 1, 1, False, False)
-                    top, left = top - y, left - x
-                else:
-                    image = content.reshape(height, width, 3)
-                out = destination[k]
-                if h >= out.shape[0] and w >= out.shape[1]:
-                    shrink_c(image, top, left, h, w, out)
-                else:
-                    resize_c(image, top, top + h, left, left + w, out)
-            return destination[: len(batch_indices)]
-
-        decode.is_parallel = True  # type: ignore[attr-defined]
-        return decode
+        return run
 
 
 class RandomResizedCrop(ResizedCrop):
@@ -172,39 +191,16 @@ class RandomResizedCrop(ResizedCrop):
     images."""
 
     def __init__(self, seed: int, size: int, area: tuple[float, float]) -> None:
-        super().__init__(size)
-        self.seed, self.area = seed, area
-        self.key = np.zeros(
-            1, np.uint64
-        )  # read by the compiled code through its address: a closure would be frozen
+        super().__init__(size, *area)
+        self.seed = seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        self.key[0] = sampling.key(self.seed, epoch, sampling.RESIZED_CROP)
-
-    def box(self) -> Callable:
-        address, (smallest, largest) = self.key.ctypes.data, self.area
-        draw, mixed = crop_box, mix
-
-        def box(height, width, sample):
-            key = carray(cast_int_to_byte_ptr(address), (8,)).view(np.uint64)
-            return draw(height, width, mixed(mixed(sample) ^ key[0]), smallest, largest)
-
-        return box
+        self.key = np.array([sampling.key(self.seed, epoch, sampling.RESIZED_CROP)], np.uint64)
 
 
 class CenterCrop(ResizedCrop):
     """The central square of `share` of the shorter side."""
 
     def __init__(self, size: int, share: float) -> None:
-        super().__init__(size)
-        self.share = share
-
-    def box(self) -> Callable:
-        share = self.share
-
-        def box(height, width, sample):
-            side = max(1, int(share * min(height, width)))
-            return (height - side) // 2, (width - side) // 2, side, side
-
-        return box
+        super().__init__(size, share)

@@ -5,21 +5,25 @@
 it is left alone.
 - Its writer keeps the metadata in shared memory, for processes that we do not use: private memory
 leaves nothing behind.
-- Its reader of a mapped file is compiled by every process, and for that sets a flag on numba's own
-type of byte arrays: code that numba has on disk is then not found, or sought for ever. Ours is kept
-on disk, and sets none.
-- It compiles its C functions' wrappers, and our functions, again for every loader: now once.
+- Its readers are compiled by every process, and for that set a flag on numba's own type of byte
+arrays: code that numba has on disk is then not found, or sought for ever. Ours is kept on disk, and
+sets none; so are the wrappers of its C functions.
+- It compiles our functions again for every loader: now once.
 - numba's `workqueue` threads abort the process when two loaders run together: it comes last.
 """
 
+import ctypes
 import mmap
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import llvmlite.binding
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 
 numba.config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
 
@@ -33,18 +37,17 @@ with mock.patch("numba.typed.Dict", dict):
         SimpleRGBImageDecoder,
         resizer,
     )
-    from ffcv.libffcv import imdecode, resize_crop
+    from ffcv.libffcv import ctypes_imdecode, ctypes_resize, resize_crop
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.memory_managers import os_cache
+    from ffcv.memory_managers import OSCacheManager, ProcessCacheManager
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.operation import Operation
     from ffcv.pipeline.state import State
     from ffcv.reader import Reader
     from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
-    from ffcv.utils import cast_int_to_byte_ptr
     from ffcv.writer import DatasetWriter, handle_sample
 torch.set_num_threads(_threads)
 
@@ -71,12 +74,58 @@ Compiler.compile = _compile_once
 
 
 @numba.njit(cache=True)
-def _read(address, state):
+def read(address, state):
+    """The bytes of a sample's field: of the mapped file, uint8 (bytes,), or of the pages that are
+    in memory, uint8 (slots, bytes of a page)."""
     size = state[2][np.searchsorted(state[1], address)]
-    return state[0][address : address + size]
+    return _bytes(state, address, size)
 
 
-os_cache.OSCacheManager.compile_reader = lambda self: _read
+def _bytes(state, address, size):
+    """In compiled code alone."""
+
+
+@overload(_bytes)
+def _bytes_of(state, address, size):
+    def of_file(state, address, size):
+        return state[0][address : address + size]
+
+    def of_pages(state, address, size):
+        page_size = np.uint64(state[0].shape[1])
+        page, offset = address // page_size, address % page_size
+        return state[0][state[3][page], offset : offset + size]
+
+    return of_file if state[0].ndim == 1 else of_pages
+
+
+for _manager in (OSCacheManager, ProcessCacheManager):
+    _manager.compile_reader = lambda self: read
+
+# FFCV's C functions by name, so that code that calls them can be kept on disk
+for _name, _function in (("imdecode", ctypes_imdecode), ("resize", ctypes_resize)):
+    _at = ctypes.cast(_function, ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(f"ffcv_{_name}", _at)
+_whole, _part = types.uint64, types.uint32
+_imdecode = types.ExternalFunction(
+    "ffcv_imdecode", types.int32(types.uintp, _whole, _part, _part, types.uintp, *8 * [_part])
+)
+_resize = types.ExternalFunction("ffcv_resize", types.void(*11 * [types.int64]))
+
+
+@numba.njit(nogil=True, cache=True)
+def imdecode(content, image):
+    """Decode a JPEG, uint8 (bytes,), into an image of its size, uint8 (H, W, 3)."""
+    h, w = image.shape[:2]
+    at, to = content.ctypes.data, image.ctypes.data
+    _imdecode(at, content.size, h, w, to, h, w, 0, 0, 1, 1, 0, 0)
+
+
+@numba.njit(nogil=True, cache=True)
+def resize(image, top, left, h, w, out):
+    """A crop of an image, uint8 (H, W, 3), resized by OpenCV to out, uint8 (h', w', 3)."""
+    at, to = image.ctypes.data, out.ctypes.data
+    rows, columns = image.shape[:2]
+    _resize(0, at, rows, columns, top, top + h, left, left + w, to, out.shape[0], out.shape[1])
 
 
 class _PrivateMemory(mmap.mmap):
@@ -111,9 +160,10 @@ __all__ = [
     "ToDevice",
     "ToTensor",
     "ToTorchImage",
-    "cast_int_to_byte_ptr",
     "handle_sample",
     "imdecode",
+    "read",
+    "resize",
     "resize_crop",
     "resizer",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dist_resnet.data.augment import AS_IS, CropFlip, PassthroughDecoder, ReadCropFlip
-from dist_resnet.data.decoders import CenterCrop, RandomResizedCrop
+from dist_resnet.data.decoders import CenterCrop, RandomResizedCrop, ResizedCrop, Undecoded
 from dist_resnet.data.ffcv import (
     IMAGE_MODES,
     EpochIterator,
@@ -44,7 +44,7 @@ class Resize:
     area: tuple[float, float] | None = None  # of random crops; None: central ones
     share: float = 0.875  # of the shorter side, for central ones
 
-    def decoder(self) -> SimpleRGBImageDecoder:
+    def crop(self) -> ResizedCrop:
         return (
             RandomResizedCrop(self.seed, self.size(0), self.area)
             if self.area
@@ -58,8 +58,8 @@ class StreamingLoader:
 
     os_cache: leave the file to the operating system's cache; False reads pages ahead in the order
     of the samples, for files larger than the memory. A batch is valid until the next one is asked
-    for: FFCV reuses its buffers. Build a loader once, since that compiles, unless raw images of one
-    size are read through the cache."""
+    for: FFCV reuses its buffers. Build a loader once where it compiles: for JPEGs of one size, or
+    pages of raw images, that are not resized."""
 
     def __init__(
         self,
@@ -76,21 +76,20 @@ class StreamingLoader:
     ) -> None:
         self.timeout_s, self.resize = timeout_s, resize
         fields = Reader(str(path)).metadata["f0"]
-        self.decoder: SimpleRGBImageDecoder
-        self.crop_flip: CropFlip | None
-        if resize is None and os_cache and (fields["mode"] == IMAGE_MODES["raw"]).all():
+        self.resized_crop = resize.crop() if resize else None
+        self.crop_flip = CropFlip(augment) if augment else None
+        decoder: SimpleRGBImageDecoder
+        if self.resized_crop:
+            decoder = Undecoded()
+        elif os_cache and (fields["mode"] == IMAGE_MODES["raw"]).all():
             # one pass, compiled once for all processes
-            self.decoder, self.crop_flip = (
-                PassthroughDecoder(),
-                ReadCropFlip(path, augment or AS_IS),
-            )
+            decoder, self.crop_flip = PassthroughDecoder(), ReadCropFlip(path, augment or AS_IS)
         else:
-            self.decoder = resize.decoder() if resize else SimpleRGBImageDecoder()
-            self.crop_flip = CropFlip(augment) if augment else None
+            decoder = SimpleRGBImageDecoder()
         to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
         image = [
-            self.decoder,
-            *([self.crop_flip] if self.crop_flip else []),
+            decoder,
+            *filter(None, (self.resized_crop, self.crop_flip)),
             ToTensor(),
             *to_device,
             ToTorchImage(channels_last=True),
@@ -124,25 +123,29 @@ class StreamingLoader:
                 "samples"
             )
         self._set_epoch(epoch)
-        iterator = _WatchedIterator(self._loader, ids.astype(np.uint64), self.timeout_s)
+        iterator = _WatchedIterator(
+            self._loader, ids.astype(np.uint64), self.timeout_s, self.resized_crop
+        )
         try:
             yield from iterator
         finally:
             iterator.stop()
 
     def _set_epoch(self, epoch: int) -> None:
-        for operation in (self.crop_flip, self.decoder):
+        for operation in (self.crop_flip, self.resized_crop):
             if isinstance(operation, CropFlip | RandomResizedCrop):
                 operation.set_epoch(epoch)
-        if self.resize:  # the buffers' size, which an epoch's iterator asks for; code has none
-            self.decoder.output_size = (self.resize.size(epoch),) * 2
+        if self.resize and self.resized_crop:  # the buffers', which an epoch's iterator asks for
+            self.resized_crop.size = self.resize.size(epoch)
 
 
 class _WatchedIterator(EpochIterator):
     """FFCV's iterator, whose caller learns of its death and who can be stopped in the middle."""
 
-    def __init__(self, loader: Loader, order: np.ndarray, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
+    def __init__(
+        self, loader: Loader, order: np.ndarray, timeout_s: float, crop: ResizedCrop | None
+    ) -> None:
+        self.timeout_s, self.crop = timeout_s, crop
         self.error: BaseException | None = None
         super().__init__(loader, order)
 
@@ -165,6 +168,8 @@ class _WatchedIterator(EpochIterator):
             self.cuda_streams[
                 batch_slot
             ].synchronize()  # a copy from the slot's pinned buffer may still be queued
+        if self.crop:
+            self.crop.storage_state = self.storage_state
         return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
 
     def __next__(self) -> Any:

@@ -115,23 +115,16 @@ def cifar(name: str, source: Path | str | None, data_folder: Path) -> Dataset:
     return _from_pngs(name, _files_of_archive(source), source)
 
 
-def imagefolder(name: str, source: Path, how: Encoding) -> Dataset:
+def imagefolder(
+    name: str, source: Path, how: Encoding, share: float | None = None, seed: int = 0
+) -> Dataset:
     """A tree train/<class>/<image> and test/ or val/ likewise; images are read while they are
     written, in a random order.
 
     how.mode: raw, jpg, or auto: raw where the first images of the training set are all of one size
-    up to 64 pixels."""
-    evaluation = next((s for s in ("test", "val") if (source / s).is_dir()), None)
-    if not (source / "train").is_dir() or evaluation is None:
-        raise ValueError(
-            f"--source {source}: must hold train/<class>/<image> and test/<class>/<image> (or val/)"
-        )
-    classes = sorted(
-        p.name
-        for p in (source / "train").iterdir()
-        if p.is_dir() and not pixels.hidden(Path(p.name))
-    )
-    train, test = (_tree(source / split, classes) for split in ("train", evaluation))
+    up to 64 pixels. share: of a folder <class>/<image>, or a train/ alone, this share of each
+    class, drawn with the seed, becomes test."""
+    train, test, classes = _splits(source, share, seed)
     if how.mode == "auto":
         sizes = {_size(path) for path, _ in train[:100]} - {None}
         small = len(sizes) == 1 and all(size is not None and max(size) <= 64 for size in sizes)
@@ -141,7 +134,43 @@ def imagefolder(name: str, source: Path, how: Encoding) -> Dataset:
     )
 
 
-def _tree(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+Entries = list[tuple[Path, int]]  # (image, label)
+
+
+def _splits(source: Path, share: float | None, seed: int) -> tuple[Entries, Entries, list[str]]:
+    if not source.is_dir():
+        raise ValueError(f"--source {source}: no such folder")
+    evaluation = next((s for s in ("test", "val") if (source / s).is_dir()), None)
+    has_train = (source / "train").is_dir()
+    if share is not None and evaluation:
+        raise ValueError(f"--split {share}: {source} has {evaluation}/ already; leave --split out")
+    if share is None and not (has_train and evaluation):
+        raise ValueError(
+            f"--source {source}: must hold train/<class>/<image> and test/<class>/<image> (or "
+            "val/); of a folder <class>/<image>, --split 0.1 takes a tenth of each class as test"
+        )
+    root = source / "train" if has_train else source
+    hidden = pixels.hidden
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not hidden(Path(p.name)))
+    if share is None:
+        return _tree(root, classes), _tree(source / str(evaluation), classes), classes
+    train, test, draw = [], [], np.random.default_rng(seed)
+    everything = _tree(root, classes)
+    for label, name in enumerate(classes):
+        members = [entry for entry in everything if entry[1] == label]
+        count = max(1, round(share * len(members)))
+        if count >= len(members):
+            raise ValueError(
+                f"--split {share}: class {name} has {len(members)} images, of which {count} would "
+                "be test; add images, or lower --split"
+            )
+        chosen = set(draw.permutation(len(members))[:count].tolist())
+        test += [entry for i, entry in enumerate(members) if i in chosen]
+        train += [entry for i, entry in enumerate(members) if i not in chosen]
+    return train, test, classes
+
+
+def _tree(folder: Path, classes: list[str]) -> Entries:
     """(image, label) of folder/<class>/<image>. Says what it leaves out; raises ValueError for a
     class without images, or one that is not among `classes`."""
     known, left_out = pixels.suffixes(), []
@@ -168,7 +197,7 @@ def _tree(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     return [(path, classes.index(c)) for c in sorted(found) for path in found[c]]
 
 
-def _from_paths(entries: list[tuple[Path, int]]) -> Samples:
+def _from_paths(entries: Entries) -> Samples:
     def stamp(i: int) -> str:
         status = entries[i][0].stat()
         return f"{status.st_size} {status.st_mtime_ns}"

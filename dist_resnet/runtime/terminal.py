@@ -1,4 +1,5 @@
-"""A terminal, or whoever reads what a command prints, may go away: that ends no command."""
+"""Who reads what a command prints: a terminal that may go away, which ends no
+command; a program that wants JSON alone."""
 
 import contextlib
 import os
@@ -48,3 +49,10 @@ def outlived() -> Iterator[None]:
         for stream in ours:
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def for_json(wanted: bool) -> Iterator[None]:
+    """What is printed meanwhile goes to stderr, where stdout is to hold JSON alone."""
+    with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
+        yield

@@ -12,12 +12,14 @@ from torch import nn
 from dist_resnet.config import Optim
 from dist_resnet.models.speedrun import WHITENING_BIAS
 
+OF_ADAM = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
 
 def build(
     config: Optim, model: nn.Module, whiten_bias_steps: float = math.inf
 ) -> torch.optim.Optimizer:
-    """SGD as in He et al. 2015, Adam with L2 regularisation, or one of timm's. The learning rate is
-    set at every step, by `set_lr`."""
+    """SGD as in He et al. 2015, Adam with L2 regularisation, AdamW, or one of timm's. The learning
+    rate is set at every step, by `set_lr`."""
     groups = parameter_groups(config, model, whiten_bias_steps)
     if config.name == "sgd":
         optimizer = SGD(
@@ -30,8 +32,8 @@ def build(
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     betas = (config.momentum, config.adam_beta2)
-    if config.name == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, betas=betas, fused=True)
+    if config.name in OF_ADAM:
+        return OF_ADAM[config.name](groups, lr=config.lr, betas=betas, fused=True)
     return _of_timm(config, groups, betas)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from rich.text import Text
 from dist_resnet.config import config_file
 from dist_resnet.diagnosis import findings
 from dist_resnet.diagnosis.findings import BAD, SKIPPED, WARNING, Finding
+from dist_resnet.runtime import terminal
 from launch.executors.resources import Resources, add_resources
 
 SAME = ("versions",)  # what all ranks must agree in
@@ -31,15 +33,19 @@ def options(parser: argparse.ArgumentParser) -> None:
         "device, network. About two minutes. Ends with 1 where something must be mended."
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="the training that is to run (the defaults)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the training that is to run (default: every key's)",
     )
     add_resources(parser)
     parser.add_argument(
         "--run-dir",
         type=Path,
         default=Path("runs/doctor"),
-        help="on the disk that trainings are to use; takes logs and link.json (runs/doctor)",
+        help="on the disk that trainings are to use; takes logs and link.json",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
 
 
 def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -55,12 +61,16 @@ def doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             f"cannot write to {directory} ({error}): give a --run-dir that you may write"
         ) from None
     try:
-        _run(directory, resources, config.train.device)
+        with terminal.for_json(options.json):
+            _run(directory, resources, config.train.device)
     except (ValueError, RuntimeError) as error:  # the findings say more
         print(str(error).splitlines()[0], file=sys.stderr)
     found = findings.together(directory, range(resources.world_size), SAME)
-    _show(found, resources)
-    if (directory / "link.json").exists():
+    if options.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found]))
+    else:
+        _show(found, resources)
+    if not options.json and (directory / "link.json").exists():
         print(f"for `dist-resnet estimate`: --link {options.run_dir / 'link.json'}")
     return int(any(finding.level == BAD for finding in found))
 

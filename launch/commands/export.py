@@ -11,10 +11,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         "to logits, the normalisation inside, compared with torch before it is written."
     )
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run, or a file of weights")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), help="of a run (latest)")
+    parser.add_argument(
+        "--checkpoint", choices=("latest", "best"), help="of a run (default: latest)"
+    )
     parser.add_argument("--format", choices=("safetensors", "torch", "onnx"), default="safetensors")
     parser.add_argument(
-        "--out", type=Path, help="file to write (RUN/model.FORMAT, or beside FILE); replaced"
+        "--out",
+        type=Path,
+        help="file to write (default: RUN/model.FORMAT, or beside FILE); replaced",
     )
 
 

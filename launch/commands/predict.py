@@ -18,7 +18,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", type=Path, metavar="RUN|FILE", help="a run, weights or ONNX")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), help="of a run (latest)")
+    parser.add_argument(
+        "--checkpoint", choices=("latest", "best"), help="of a run (default: latest)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
 
 

@@ -16,33 +16,40 @@ def options(parser: argparse.ArgumentParser) -> None:
         "official python batches, as folder, archive, or the archive's URL; CIFAR is looked for "
         "beside --out, then downloaded from its authors",
     )
-    parser.add_argument("--out", type=Path, help="directory to write to (data/DATASET)")
-    parser.add_argument("--name", help="name of the data set (imagefolder: its folder's name)")
+    parser.add_argument("--out", type=Path, help="directory to write to (default: data/DATASET)")
+    parser.add_argument("--name", help="imagefolder: name of the data set (default: its folder's)")
     parser.add_argument(
         "--val",
         type=int,
         help="training images to hold out as val, stratified; 0: none "
-        "(CIFAR: 5000, the paper's 45k/5k split; others: 0)",
+        "(default: of CIFAR 5000, the paper's 45k/5k split; of others 0)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the val split, and of `shapes` (0)")
+    parser.add_argument(
+        "--split",
+        type=float,
+        metavar="SHARE",
+        help="imagefolder: of a folder <class>/<image> that nobody has split, take this share of "
+        "each class as test, such as 0.1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --val, --split and `shapes`")
     parser.add_argument(
         "--write-mode",
         choices=("auto", "raw", "jpg"),
         default="auto",
-        help="imagefolder: raw pixels or JPEG (auto: raw for images of one size up to 64 pixels)",
+        help="imagefolder: raw pixels or JPEG; auto: raw for images of one size up to 64 pixels",
     )
     parser.add_argument(
         "--max-resolution",
         type=int,
         help="imagefolder: shrink to this many pixels on the longer side",
     )
-    parser.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100 (90)")
+    parser.add_argument("--jpeg-quality", type=int, default=90, help="imagefolder: 1 to 100")
     parser.add_argument(
         "--on-broken",
         choices=("fail", "skip"),
         default="fail",
         help="imagefolder: an image that cannot be read ends the preparation, or is named and "
-        "left out (fail)",
+        "left out",
     )
     parser.add_argument(
         "--force", action="store_true", help="write again over betons that are there"
@@ -55,6 +62,8 @@ def prepare(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} already holds betons: give another --out, or --force")
     if not 1 <= options.jpeg_quality <= 100:
         raise ValueError(f"--jpeg-quality {options.jpeg_quality}: must be 1 to 100")
+    if options.split is not None and not 0 < options.split < 1:
+        raise ValueError(f"--split {options.split}: must be above 0 and below 1, such as 0.1")
     _refuse_unread(options)
     from dist_resnet.prepare import betons, shapes, sources  # imports torch
     from dist_resnet.prepare.encoding import Encoding
@@ -67,7 +76,7 @@ def prepare(options: argparse.Namespace) -> int:
         if options.source is None:
             raise ValueError(
                 "prepare imagefolder: --source is missing: name a tree with train/<class>/<image> "
-                "and test/ or val/"
+                "and test/ or val/, or with --split a folder <class>/<image>"
             )
         skip = options.on_broken == "skip"
         how = Encoding(
@@ -75,7 +84,7 @@ def prepare(options: argparse.Namespace) -> int:
         )
         source = Path(options.source)
         name = options.name or source.resolve().name
-        dataset = sources.imagefolder(name, source, how)
+        dataset = sources.imagefolder(name, source, how, options.split, options.seed)
     else:
         dataset = sources.cifar(options.dataset, options.source, out.parent)
     written = betons.prepare(dataset, out, val, options.seed)
@@ -91,6 +100,7 @@ def _refuse_unread(options: argparse.Namespace) -> None:
     """Options that the data set has no use for would be ignored in silence."""
     given = {
         "--name": options.name,
+        "--split": options.split is not None,
         "--max-resolution": options.max_resolution,
         "--write-mode": options.write_mode != "auto",
         "--jpeg-quality": options.jpeg_quality != 90,

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.table import Table
 
 from dist_resnet.config import Config, config_file
 from dist_resnet.reports.comparison import interval
+from dist_resnet.runtime import terminal
 from dist_resnet.runtime.signals import COMPLETED
 from launch.executors import run_dir
 from launch.executors.resources import Resources, check
@@ -34,14 +37,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/speedrun.yaml")
     parser.add_argument(
-        "--runs", type=int, default=10, help="with seeds train.seed, train.seed + 1 ... (10)"
+        "--runs", type=int, default=10, help="with seeds train.seed, train.seed + 1 ..."
     )
     parser.add_argument(
-        "--workers-per-node", type=int, help="workers of each run (one per GPU; on the CPU two)"
+        "--workers-per-node", type=int, help="of each run (default: one per GPU; on the CPU two)"
     )
     parser.add_argument(
-        "--run-dir", type=Path, help="where the runs are kept (runs/repeat-CONFIG-DIGEST)"
+        "--run-dir", type=Path, help="where the runs are kept (default: runs/repeat-CONFIG-DIGEST)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.set_defaults(cluster="local", nodes=1)
 
 
@@ -63,11 +67,18 @@ def repeat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for seed, path in paths.items():
         if path not in left:
             _row(path, seed, resources.workers)  # refuses what other workers have trained
-    if left and _train(left, directory, resources, base) != COMPLETED:
-        print("the same command goes on with these runs")
+    with terminal.for_json(options.json):
+        ended = _train(left, directory, resources, base) if left else COMPLETED
+    if ended != COMPLETED:
+        print("the same command goes on with these runs", file=sys.stderr)
         return 130
     rows = [_row(path, seed, resources.workers) for seed, path in paths.items()]
-    _report(rows, directory, f"{options.config}, {resources.workers} workers")
+    figures = _figures(rows)
+    (directory / FILE).write_text(json.dumps(figures, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        _show(figures, f"{options.config}, {resources.workers} workers")
     return 0
 
 
@@ -116,25 +127,27 @@ def _row(path: Path, seed: int, workers: int) -> dict[str, float]:
     }
 
 
-def _report(rows: list[dict[str, float]], directory: Path, title: str) -> None:
+def _figures(rows: list[dict[str, float]]) -> dict[str, Any]:
     """training: the steps alone, once everything is loaded, and compiled or captured where that is
     asked for (airbench's clock has the whitening and the last evaluation besides); everything: from
     the command on."""
-    measured = [key for key in rows[0] if key != "seed"]
-    mean = {key: statistics.mean(row[key] for row in rows) for key in measured}
-    several = len(rows) > 1
-    spread = {key: statistics.stdev(row[key] for row in rows) for key in measured if several}
-    half = {key: interval([row[key] for row in rows]) for key in measured if several}
+    values = {key: [row[key] for row in rows] for key in rows[0] if key != "seed"}
+    several = values if len(rows) > 1 else {}
+    return {
+        "runs": rows,
+        "mean": {key: statistics.mean(row) for key, row in values.items()},
+        "standard deviation": {key: statistics.stdev(row) for key, row in several.items()},
+        "interval": {key: interval(row) for key, row in several.items()},
+    }
+
+
+def _show(figures: dict[str, Any], title: str) -> None:
+    measured = list(figures["mean"])
     table = Table("seed", *measured, title=title)
-    named = {str(row["seed"]): row for row in rows} | {"mean": mean}
-    if several:
-        named |= {"standard deviation": spread, "± 95 % interval": half}
+    named = {str(row["seed"]): row for row in figures["runs"]} | {"mean": figures["mean"]}
+    if figures["interval"]:
+        named["standard deviation"] = figures["standard deviation"]
+        named["± 95 % interval"] = figures["interval"]
     for name, row in named.items():
         table.add_row(name, *(f"{row[key]:.2f}" for key in measured))
     Console().print(table)
-    (directory / FILE).write_text(
-        json.dumps(
-            {"runs": rows, "mean": mean, "standard deviation": spread, "interval": half}, indent=1
-        )
-        + "\n"
-    )

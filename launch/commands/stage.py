@@ -26,16 +26,16 @@ def options(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="a configuration, or with --sweep-run a sweep's file",
     )
-    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--run-dir", type=Path, help="(default: runs/CONFIG-DIGEST)")
     parser.add_argument(
         "--sweep-run",
         type=int,
         metavar="K",
         help="run K of a sweep, from 0; beyond its last one nothing is printed",
     )
-    parser.add_argument("--sweep-dir", type=Path)
-    parser.add_argument("--count", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sweep-dir", type=Path, help="(default: runs/FILE)")
+    parser.add_argument("--count", type=int, help="so many runs of a sweep at most")
+    parser.add_argument("--seed", type=int, default=0, help="of a sweep's draws")
     add_code(parser)
     for key in ("max_restarts", "max_faults"):
         field = Cluster.__dataclass_fields__[key]
@@ -43,7 +43,7 @@ def options(parser: argparse.ArgumentParser) -> None:
             f"--{key.replace('_', '-')}",
             type=int,
             default=field.default,
-            help=f"{field.metadata['comment']} ({field.default})",
+            help=field.metadata["comment"],
         )
 
 

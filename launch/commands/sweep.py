@@ -21,12 +21,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="such as configs/sweeps/batch.yaml")
     add_resources(parser)
     parser.add_argument(
-        "--sweep-dir", type=Path, help="where its runs are kept, a run directory each (runs/FILE)"
+        "--sweep-dir",
+        type=Path,
+        help="where its runs are kept, a run directory each (default: runs/FILE)",
     )
     parser.add_argument(
         "--count", type=int, help="so many runs at most; with --wandb, of each agent"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of draws made here (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of draws made here")
     parser.add_argument(
         "--search",
         choices=("file", "asha", "tpe", "random"),
@@ -47,7 +49,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--agents",
         type=int,
         default=1,
-        help="with --search or --wandb: agents, side by side (with --wandb on a cluster only) (1)",
+        help="with --search or --wandb: agents, side by side (with --wandb on a cluster only)",
     )
 
 

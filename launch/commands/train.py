@@ -17,14 +17,14 @@ from launch.inspection.compare import show
 def options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "dist-resnet train CONFIG [options] [--section.key value ...]"
     parser.description = "Train as CONFIG says. The same command goes on where it was stopped."
-    parser.epilog = "configuration keys  [default]\n" + config_file.describe()
+    parser.epilog = "configuration keys:\n" + config_file.describe()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/resnet110.yaml"
     )
     add_resources(parser)
     parser.add_argument(
-        "--run-dir", type=Path, help="where everything is kept (runs/CONFIG-DIGEST)"
+        "--run-dir", type=Path, help="where everything is kept (default: runs/CONFIG-DIGEST)"
     )
     parser.add_argument(
         "--sweep-dir",
@@ -56,13 +56,13 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(slurm.script(directory, resources.cluster, resources.nodes, resources.workers))
         return 0
     check(config, resources.world_size)
-    run_dir.create(directory, config)
+    is_new = run_dir.create(directory, config)
     if (directory / "summary.json").exists():
         print(f"{directory} is complete")
         return show([directory], directory / "curves.png")
     print(f"run directory: {directory}", flush=True)
     if resources.on_slurm:
-        return _queue(directory, resources, options.wait)
+        return _queue(directory, resources, options.wait, is_new)
     with agents.claimed(directory):
         if options.cluster == "debug":
             outcome = _in_this_process(directory)
@@ -92,7 +92,7 @@ def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[
     return options.run_dir or run_dir.default(options.config, config), config
 
 
-def _queue(directory: Path, resources: Resources, wait: bool) -> int:
+def _queue(directory: Path, resources: Resources, wait: bool, is_new: bool) -> int:
     from launch.executors import follow, slurm
     from launch.jobs.task import WorkerTask
 
@@ -100,7 +100,8 @@ def _queue(directory: Path, resources: Resources, wait: bool) -> int:
     task = WorkerTask(
         str(directory.resolve()), max_restarts=where.max_restarts, max_faults=where.max_faults
     )
-    (job,) = slurm.submit(directory, [task], where, resources.nodes, resources.workers)
+    new = [directory] if is_new else []
+    (job,) = slurm.submit(directory, [task], where, resources.nodes, resources.workers, new)
     log = directory / "logs" / f"{job}_0_log.out"
     print(
         f"job {job} queued\n  follow: tail -F {log}\n  cancel: scancel {job}\n  resume: the same "

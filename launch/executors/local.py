@@ -104,6 +104,14 @@ def run(
 
     run_dirs: what it trains, where it is told who waited for whom."""
     gpus = [] if device == "cpu" else visible_gpus()
+    cpus = len(os.sched_getaffinity(0))
+    if not gpus and workers > cpus:
+        print(
+            f"warning: {workers} workers share {cpus} CPUs, and batch and learning rate may grow "
+            f"with their number: --workers-per-node {cpus} gives each a CPU",
+            file=sys.stderr,
+            flush=True,
+        )
     folder = logs / datetime.now().strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     executor = (forks.ForkingExecutor if forks.serve(gpus) else LocalExecutor)(folder)
     executor.update_parameters(

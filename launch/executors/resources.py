@@ -22,6 +22,9 @@ class Resources:
     def of(cls, options: argparse.Namespace, device: str) -> "Resources":
         from launch.executors import local  # submitit
 
+        asked = options.workers_per_node
+        if asked is not None and asked < 1:
+            raise ValueError(f"--workers-per-node {asked}: must be at least 1")
         here = options.cluster in ("local", "debug")
         where = load(None if here or options.cluster == "slurm" else Path(options.cluster))
         if here and options.nodes != 1:
@@ -31,10 +34,9 @@ class Resources:
             )
         if not here:
             where = replace(where, code=options.code or where.code)
-            return cls(
-                True, where, options.nodes, options.workers_per_node or where.number_of_gpus or 1
-            )
-        asked = 1 if options.cluster == "debug" else options.workers_per_node
+            return cls(True, where, options.nodes, asked or where.number_of_gpus or 1)
+        if options.cluster == "debug":
+            asked = 1
         workers = asked or local.default_workers(device)
         local.check(workers, device)
         return cls(False, where, 1, workers)
@@ -51,9 +53,9 @@ def add_resources(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="local, debug (one worker, in this process), slurm, or a cluster FILE.yaml",
     )
-    parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job (1)")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of a SLURM job")
     parser.add_argument(
-        "--workers-per-node", type=int, help="workers on each node (one per GPU; on the CPU two)"
+        "--workers-per-node", type=int, help="on each node (default: one per GPU; on the CPU two)"
     )
     add_code(parser)
 
@@ -63,7 +65,7 @@ def add_code(parser: argparse.ArgumentParser) -> None:
         "--code",
         choices=("pinned", "live"),
         help="SLURM: whether every start runs the code as it was at the first one, copied into "
-        "RUN_DIR/code, or the checkout as it is then (pinned)",
+        "RUN_DIR/code, or the checkout as it is then (default: pinned)",
     )
 
 

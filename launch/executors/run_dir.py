@@ -23,10 +23,11 @@ def digest(config: Config, *more: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def create(run_dir: Path, config: Config) -> None:
+def create(run_dir: Path, config: Config) -> bool:
     """Make the directory and write its config.yaml. One that is there takes the settings that any
-    start may change (`Config.may_change`), and says so. Raises ValueError where others differ, or
-    the betons."""
+    start may change (`Config.may_change`), and says so. Returns whether the directory is
+    new. Raises ValueError where others differ, or the betons."""
+    is_new = not run_dir.exists()
     path = run_dir / "config.yaml"
     if "%" in str(run_dir):
         raise ValueError(
@@ -38,7 +39,7 @@ def create(run_dir: Path, config: Config) -> None:
         different = differences(config_file.load(path), config)
         _require_same_result(run_dir, config, different)
         if not different or not _goes_on(run_dir, different):
-            return
+            return is_new
         for key, (there, here) in different.items():
             print(f"note: {key} = {here!r} from this start on ({there!r} before)", file=sys.stderr)
     try:
@@ -50,6 +51,7 @@ def create(run_dir: Path, config: Config) -> None:
         raise ValueError(
             f"cannot make RUN_DIR {run_dir} ({error}): give another --run-dir"
         ) from None
+    return is_new
 
 
 def _require_same_result(

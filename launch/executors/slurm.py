@@ -36,13 +36,36 @@ SAME_NAME = (
 )
 
 
+class PartlyQueued(RuntimeError):
+    """SLURM has taken some of several arrays."""
+
+
 def submit(
-    directory: Path, tasks: Sequence[Task], cluster: Cluster, nodes: int, workers_per_node: int
+    directory: Path,
+    tasks: Sequence[Task],
+    cluster: Cluster,
+    nodes: int,
+    workers_per_node: int,
+    new: Sequence[Path] = (),
 ) -> list[str]:
     """Queue tasks, several as one job array, or as many as it takes where SLURM limits their size,
     with their logs in the directory; returns the job ids.
+    new: run directories that were made for this; they go again where SLURM does not take it.
 
     Raises RuntimeError where there is no SLURM, or where it takes no more."""
+    try:
+        return _submit(directory, tasks, cluster, nodes, workers_per_node)
+    except PartlyQueued:
+        raise
+    except Exception:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _submit(
+    directory: Path, tasks: Sequence[Task], cluster: Cluster, nodes: int, workers_per_node: int
+) -> list[str]:
     if not shutil.which("sbatch"):
         raise RuntimeError(
             "--cluster slurm: sbatch is not on the PATH; run this on a login node, or use "
@@ -67,7 +90,7 @@ def submit(
                 reason = _reason(error)
                 if not jobs:
                     raise RuntimeError(f"sbatch refuses: {reason}") from None
-                raise RuntimeError(
+                raise PartlyQueued(
                     f"{len(jobs)} of {len(tasks)} are queued ({arrays(jobs)}); sbatch takes no "
                     f"more ({reason}): once these have ended, the same command queues the rest"
                 ) from None

@@ -36,7 +36,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--figure",
         type=Path,
         default=Path("compare.png"),
-        help="where to draw curves and results (compare.png)",
+        help="where to draw curves and results",
     )
     parser.add_argument(
         "--html",

@@ -35,10 +35,12 @@ def options(parser: argparse.ArgumentParser) -> None:
         "settings",
     )
     parser.add_argument(
-        "--classes", type=int, help="(those of data.dir; without betons 10; ImageNet 1000)"
+        "--classes", type=int, help="(default: those of data.dir; without betons 10; ImageNet 1000)"
     )
     parser.add_argument(
-        "--size", type=int, help="pixels a side (data.resolution, or those of data.dir, or 32)"
+        "--size",
+        type=int,
+        help="pixels a side (default: data.resolution, or those of data.dir, or 32)",
     )
     parser.add_argument("--figure", type=Path, help="also draw the table there, .png or .svg")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")

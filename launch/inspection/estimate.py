@@ -48,17 +48,18 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="nothing measured: a bound from below, from the operations, bytes and launches of a "
         "step in bf16 and the device's data sheet; cpu: from what this machine's reaches",
     )
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="workers of a node (8)")
-    parser.add_argument("--batch", type=int, default=128, help="per worker (128)")
+    parser.add_argument("--nodes", type=int, default=1, help="at most so many")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="workers of a node")
+    parser.add_argument("--batch", type=int, default=128, help="per worker")
     parser.add_argument(
         "--link",
         default="25GBps",
         help="what each worker can send: 25GBps is 200Gbps; or the link.json that `dist-resnet "
-        "doctor` has measured, latency included (25GBps)",
+        "doctor` has measured, latency included",
     )
-    parser.add_argument("--latency", default="20us", help="until the first byte arrives (20us)")
-    parser.add_argument("--samples", type=int, help="training images (those of data.dir)")
+    parser.add_argument("--latency", default="20us", help="until the first byte arrives")
+    parser.add_argument("--samples", type=int, help="training images (default: those of data.dir)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
 
 
 def estimate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -74,17 +75,22 @@ def estimate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     most = options.nodes * options.gpus_per_node
     counts = sorted({1, *(2**k for k in range(1, 13) if 2**k < most), most})
     size = 4 * _parameters(config)
+    found = []
     for how, step in _steps(options, config).items():
         rows = [
             model.estimate(config, step, link, size, samples, workers, options.batch)
             for workers in counts
         ]
         best = model.best_batch(config, step, link, size, samples, most)
-        _show(
-            rows + ([best] if best else []),
-            f"{config.model.name}, {samples:,} images{how}; the last row: the best batch per "
-            f"worker for {most} workers",
-        )
+        found.append({"how": how.removeprefix(": ") or "measured", "rows": rows, "best": best})
+        if not options.json:
+            _show(
+                rows + ([best] if best else []),
+                f"{config.model.name}, {samples:,} images{how}; the last row: the best batch per "
+                f"worker for {most} workers",
+            )
+    if options.json:
+        print(json.dumps(found))
     return 0
 
 

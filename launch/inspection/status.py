@@ -36,7 +36,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="DIR",
-        help="run directories, or what holds them, at whatever depth (runs)",
+        help="run directories, or what holds them, at whatever depth (default: runs)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument(
@@ -46,7 +46,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def status(options: argparse.Namespace) -> int:
     directories = options.directories or [Path("runs")]
-    for directory in directories:
+    for directory in options.directories:
         if not directory.is_dir():
             raise ValueError(f"{directory} is no directory: name one that holds runs")
     if options.watch:
@@ -54,6 +54,11 @@ def status(options: argparse.Namespace) -> int:
             _watch(directories, options.json)
         return 0
     found, others = look(directories)
+    if not found and not others and not options.directories:
+        print(
+            "[]" if options.json else "no runs yet: `dist-resnet train CONFIG` begins one in runs/"
+        )
+        return 0
     if not found and not others:
         raise ValueError(f"no runs under {', '.join(map(str, directories))}: name another DIR")
     _print(found, others, directories, options.json)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class ForkingController(Controller):
     def start_tasks(self) -> None:
         held = {signal.SIGTERM}  # until there is somebody to pass it on to
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-        with imports.for_good():
+        with imports.for_good(), suppress(Exception):  # the workers will meet it, and say so
             for name in IMPORTED:
                 import_module(name)
         self.folder.mkdir(exist_ok=True)

@@ -29,8 +29,7 @@ def train_all(
         size = Resources.of(options, runs[0][1].train.device).world_size
         dry_run.tell_runs(runs, directory, size)
         return "told"
-    for path, config in runs:
-        run_dir.create(path, config)
+    new = [path for path, config in runs if run_dir.create(path, config)]
     open_ = [(path, config) for path, config in runs if not (path / "summary.json").exists()]
     print(f"sweep {found.name}: {len(runs)} runs in {directory}, {len(open_)} to train", flush=True)
     resources = Resources.of(options, runs[0][1].train.device)
@@ -43,7 +42,8 @@ def train_all(
             )
             for path, _ in open_
         ]
-        jobs = slurm.submit(directory, tasks, resources.cluster, resources.nodes, resources.workers)
+        where = resources.cluster
+        jobs = slurm.submit(directory, tasks, where, resources.nodes, resources.workers, new)
         print(
             f"job array {slurm.arrays(jobs)} queued: {len(jobs)} runs\n  results so far: "
             f"dist-resnet compare {directory}\n"
