@@ -108,7 +108,7 @@ def said_of_the_slowest(run_dir) -> list[str]:
         settled = for_device.settle(run.config, "cpu")
         fast_paths.one_all_reduce(run, settled, mock.Mock()).off()
         run.tracker.say, run.tracker.log = said.append, lambda *_: None
-        run.model.module.register_forward_pre_hook(lambda *_: time.sleep(0.3 * world.rank))
+        run.model.module.register_forward_pre_hook(lambda *_: time.sleep(1.5 * world.rank))
         loop.fit(run)
         world.barrier()
         del run
