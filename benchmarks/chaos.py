@@ -31,6 +31,7 @@ from local_job import (  # noqa: E402
     reach_the_time_limit,
     revive_node,
     sbatch,
+    unreachable_at_first,
     unwritable,
     without_slurm,
 )
@@ -45,6 +46,16 @@ FIGURES = ("train/loss", "train/top1", "train/top5", "lr", "test/loss", "test/to
 
 def preempt(job: Job) -> None:
     job.cluster.command("scancel", "--signal=USR2", job.id)
+
+
+def signal_the_shell(job: Job) -> None:
+    """As `--signal=B:USR2@60`: the workers hear of it by the batch shell alone."""
+    job.cluster.command("scancel", "--batch", "--signal=USR2", job.id)
+
+
+def requeued_by_itself(job: Job) -> None:
+    """What is wrong with the job is wrong from its beginning."""
+    job.until(lambda: job.field("Restarts") == "1", 120)
 
 
 def preempt_twice(job: Job) -> None:
@@ -117,7 +128,19 @@ HARMS: dict[str, Callable[[Job], None]] = {
     "cancelled, submitted again": cancel_and_submit_again,
     "scontrol requeue": requeue_by_the_operator,
     "time limit": reach_the_time_limit,
+    "SIGTERM near the time limit": reach_the_time_limit,
+    "signal to the batch shell alone": signal_the_shell,
+    "a rank that cannot be reached": requeued_by_itself,
 }
+OPTIONS = {
+    "time limit": ("--time=9", "--signal=USR2@100"),
+    "SIGTERM near the time limit": ("--time=9", "--signal=TERM@100"),
+}
+PYTHONS = {  # the workers'
+    "preempted, workers without SLURM": without_slurm,
+    "a rank that cannot be reached": unreachable_at_first,
+}
+AT_ONCE = ("time limit", "a rank that cannot be reached")  # before any step
 
 
 def overrides(data: Path) -> list[str]:
@@ -126,6 +149,7 @@ def overrides(data: Path) -> list[str]:
         "model.width": 3,
         "data.dir": data,
         "data.dataset": "shapes",
+        "train.device": "cpu",  # a local cluster's GPUs are pretended
         "batch.per_worker": 12,
         "batch.virtual_workers": 4,
         "train.max_steps": STEPS,
@@ -142,14 +166,13 @@ def play(
 ) -> dict[str, object]:
     """One round; returns its row of the table."""
     began, run_dir = time.monotonic(), folder / "run"
-    options = ["--time=9", "--signal=USR2@100"] if harm == "time limit" else []
-    hidden = {"DIST_RESNET_WORKER_PYTHON": without_slurm(folder)} if "without" in harm else {}
-    job = sbatch(cluster, run_dir, overrides(data), *options, **hidden)
-    result = {"harm": harm, "step": 0 if harm == "time limit" else step, "survived": False}
+    python = {"DIST_RESNET_WORKER_PYTHON": PYTHONS[harm](folder)} if harm in PYTHONS else {}
+    job = sbatch(cluster, run_dir, overrides(data), *OPTIONS.get(harm, ()), **python)
+    result = {"harm": harm, "step": 0 if harm in AT_ONCE else step, "survived": False}
     try:
         if harm == "time limit":
             job.until(lambda: len(job.workers()) == 4, 60)
-        else:
+        elif harm not in AT_ONCE:
             job.wait_for_step(step)
         HARMS[harm](job)
         if harm.startswith("cancelled"):

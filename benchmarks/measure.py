@@ -199,10 +199,10 @@ def built(rank: int, workers: int, config_path: str, overrides: list[str]) -> It
 
 
 def build(config: Any, run_dir: Path, world: World) -> Training:
-    data_dir, (config, _) = Path(config.data.dir), worker.settle_precision(config, world)
-    run = worker.build(
-        config, run_dir, data_dir, manifest.load(data_dir), world, StopSignal(), Progress()
-    )
+    data_dir = Path(config.data.dir)
+    betons = manifest.load(data_dir)
+    config, _ = worker.settle(config, betons, world)
+    run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
     run.tracker.writes = False
     fast_paths.engage(run)
     return run

@@ -31,7 +31,7 @@ from dist_resnet.runtime.distributed import World
 from dist_resnet.runtime.gpus import Gpu
 from dist_resnet.runtime.lock import RunLock
 from dist_resnet.runtime.precision import DTYPES, Settled
-from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
+from dist_resnet.runtime.signals import COMPLETED, FAILED, StopSignal
 from dist_resnet.runtime.slurm_job import node
 from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import Tracker
@@ -76,7 +76,7 @@ def life(
 ) -> str:
     """From build to finish or leave. What it holds of the process group is let go with it."""
     saved = checkpoint.load_latest(run_dir / "checkpoints", world)
-    config, settled = settle_precision(config, world, saved)
+    config, settled = settle(config, betons, world, saved)
     run = build(config, run_dir, data_dir, betons, world, stop, progress)
     announce(run, betons, settled)
     resume(run, run_dir, betons, saved)
@@ -89,20 +89,22 @@ def life(
         betons.digest(),
         state.changes(saved, run),
     )
+    outcome = FAILED
     try:
         fast_paths.engage(run, saved)
         with profiled(run, run_dir):
-            outcome = loop.fit(run)
-        if outcome == COMPLETED:
+            ended = loop.fit(run)
+        if ended == COMPLETED:
             finish(run, run_dir, data_dir, betons)
         else:
-            leave(run, outcome)
+            leave(run, ended)
+        outcome = ended
         start.end(outcome, progress.step)
     except BaseException as error:
         start.fail(error, progress.step)
         raise
     finally:
-        run.tracker.finish()
+        run.tracker.finish(outcome=outcome)
         cuda_graph.release(run)
     world.barrier()  # all leave together, so that a launcher sees a missing worker for what it is
     return outcome
@@ -125,14 +127,15 @@ def locked(run_dir: Path, world: World, patience_s: float = 10.0) -> Iterator[No
             lock.release()
 
 
-def settle_precision(
-    config: Config, world: World, saved: dict[str, Any] | None = None
+def settle(
+    config: Config, betons: Manifest, world: World, saved: dict[str, Any] | None = None
 ) -> tuple[Config, Settled]:
-    """The configuration with train.precision as every rank trains in it, and why. saved: the
-    checkpoint that is resumed."""
+    """The configuration with train.precision and data.residency as every rank has them, and why the
+    precision is that. saved: the checkpoint that is resumed."""
     usable, kept = for_device.half_precisions(config), saved["precision"] if saved else None
     settled = precision.settle(config.train.precision, kept, usable, world, node())
-    return for_device.with_precision(config, settled.name), settled
+    config = for_device.with_precision(config, settled.name)
+    return loader.settle_residency(config, betons, world), settled
 
 
 def build(
@@ -144,7 +147,8 @@ def build(
     stop: StopSignal,
     progress: Progress,
 ) -> Training:
-    """Everything that a training needs, as it is before step 0. config: of a settled precision."""
+    """Everything that a training needs, as it is before step 0. config: of a settled precision and
+    residency."""
     train = config.train
     if train.cuda_graph is True and world.device.type != "cuda":
         raise ValueError("train.cuda_graph = True: there is no GPU; leave it out")
@@ -274,7 +278,7 @@ def leave(run: Training, outcome: str) -> None:
     step = run.progress.step
     saved = f"saved at step {step}" if run.writer.wait() else f"step {step} could not be saved"
     run.tracker.say(f"{outcome}: {saved}; the same command goes on from the last checkpoint")
-    run.tracker.finish(preempted=outcome == PREEMPTED)
+    run.tracker.finish(outcome=outcome)
 
 
 def final_evaluation(run: Training, data_dir: Path, betons: Manifest) -> dict[str, float]:
@@ -335,6 +339,7 @@ def evaluate(
     with distributed.connect(train.device, train.timeout_s) as world:
         data_dir = Path(config.data.dir)
         betons = manifest.load(data_dir, config.data.dataset)
+        config = loader.settle_residency(config, betons, world)
         state.require_same_betons(saved, betons, run_dir)
         model = models.build(config.model, len(betons.classes))
         model.to(world.device).to(memory_format=torch.channels_last)

@@ -5,11 +5,11 @@
 #   DIST_RESNET_WORKER_PYTHON   the workers' Python, where srun itself puts them into a container (Pyxis)
 #   DIST_RESNET_SRUN_ARGS       what a site wants of srun besides, such as --mpi=none
 #
-# The workers answer SIGUSR2 or SIGUSR1 (preemption, or the time limit is near): the training saves and leaves, this script has
-# SLURM requeue the job, runs again from its top and goes on.
+# The workers answer SIGUSR2 or SIGUSR1 (preemption, or the time limit is near): the training saves and leaves, the end of this script
+# (launch/jobs/workers.sh) has SLURM requeue the job, which runs again from its top and goes on.
 
 find_python() {
-  trap ':' USR1 USR2 TERM  # SLURM sends them to this shell too; it has something to do after the workers' end
+  trap ':' USR1 USR2 TERM  # SLURM may send them to this shell too
   cd "$SLURM_SUBMIT_DIR" || exit 1
   hold=()
   if [ -n "$DIST_RESNET_CONTAINER" ]; then
@@ -44,23 +44,15 @@ stage() {
 
 train() {
   find_python
-  export SUBMITIT_EXECUTOR=slurm SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-  local folder code kept job=$SLURM_JOB_ID
+  local folder code job=$SLURM_JOB_ID
   [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-  kept=runs/.jobs/$SLURM_CLUSTER_NAME-$job
+  export kept=runs/.jobs/$SLURM_CLUSTER_NAME-$job
   stage "$@"
-  if [ -n "$SLURM_NTASKS_PER_NODE" ]; then  # SLURM_NTASKS speaks of the first start, which may have had more nodes
-    export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE%%[!0-9]*})) && export SLURM_NPROCS=$SLURM_NTASKS
-  fi
   [ -n "$DIST_RESNET_CONTAINER" ] || hold=("${worker[0]}" -IS "$code/launch/jobs/hold_signals.py")
   echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST; logs in $folder"
   # shellcheck disable=SC2086
-  srun $DIST_RESNET_SRUN_ARGS --unbuffered --kill-on-bad-exit=1 --output="$folder/${job}_%t_log.out" --error="$folder/${job}_%t_log.out" \
-    --open-mode=append "${hold[@]}" "${worker[@]}" -u -m submitit.core._submit "$folder"
-  "${python[@]}" -m dist_resnet settle "$folder"  # says who failed and why
-  local ended=$?
-  [ $ended != 0 ] || rm -f "$kept"
-  exec bash "$code/launch/jobs/requeue.sh" $ended "$job"
+  exec bash "$code/launch/jobs/workers.sh" "$folder" "${python[@]}" -- $DIST_RESNET_SRUN_ARGS -- \
+    "${hold[@]}" "${worker[@]}" -u -m submitit.core._submit "$folder"
 }
 
 prepare() {

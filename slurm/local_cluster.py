@@ -280,7 +280,8 @@ def main() -> None:
         try:
             with LocalCluster(Path(folder), options.nodes, options.cpus, options.gpus) as cluster:
                 print(
-                    f"{options.nodes} nodes are up (logs in {folder}); leave with exit",
+                    f"{options.nodes} nodes are up (logs in {folder}); their GPUs are pretended: "
+                    "train with --train.device cpu; leave with exit",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -205,6 +205,18 @@ def without_slurm(folder: Path) -> str:
     return str(python)
 
 
+def unreachable_at_first(folder: Path) -> str:
+    """A Python with which the last of four ranks cannot be reached by the others at a job's first
+    start, as by a wrong interface."""
+    python = folder / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$SLURM_PROCID:$SLURM_RESTART_COUNT" != 3: ] || export '
+        f'GLOO_SOCKET_IFNAME=nowhere\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    return str(python)
+
+
 def as_in_a_container(folder: Path) -> dict[str, str]:
     """The environment for a job whose Python is in a container: in place of Apptainer, a command
     of its name that hides SLURM as `without_slurm` does, and runs what it is given."""

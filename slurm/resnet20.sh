@@ -11,5 +11,5 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.out
 
-source "$SLURM_SUBMIT_DIR/slurm/common.sh"
+source "$SLURM_SUBMIT_DIR/slurm/common.sh" || { echo "submit from a checkout of dist_resnet: cd CHECKOUT && sbatch slurm/resnet20.sh ..." >&2; exit 1; }
 train configs/resnet20.yaml "$@"

@@ -14,5 +14,5 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A-%a.out
 
-source "$SLURM_SUBMIT_DIR/slurm/common.sh"
+source "$SLURM_SUBMIT_DIR/slurm/common.sh" || { echo "submit from a checkout of dist_resnet: cd CHECKOUT && sbatch slurm/sweep.sh ..." >&2; exit 1; }
 train --sweep-run "$SLURM_ARRAY_TASK_ID" "$@"

@@ -242,6 +242,7 @@ def overrides(shapes_dir):
         "data.dataset": "shapes",
         "batch.per_worker": 12,
         "batch.virtual_workers": 4,
+        "train.device": "auto" if ON_GPU else "cpu",  # a local cluster's GPUs are pretended
         "train.max_steps": 60,
         "train.log_every": "2 steps",
         "train.evaluate_every": "20 steps",

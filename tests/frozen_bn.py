@@ -24,7 +24,7 @@ def frozen_bn(run_dir: Path) -> tuple[list[float], list[list[int]]]:
         distributed.connect("cpu", 120) as world,
         loader.betons_of(config, run_dir, world) as (data_dir, betons),
     ):
-        config, _ = worker.settle_precision(config, world)
+        config, _ = worker.settle(config, betons, world)
         run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
         run.model.eval()
         run.model.train = lambda mode=True: run.model

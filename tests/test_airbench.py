@@ -150,7 +150,7 @@ def both(run_dir) -> tuple[list[float], list[float], dict[str, tuple[float, floa
         distributed.connect("cpu", 120) as world,
         loader.betons_of(config, run_dir, world) as (data_dir, betons),
     ):
-        config, _ = worker.settle_precision(config, world)
+        config, _ = worker.settle(config, betons, world)
         run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
         mine, theirs = run.model.module, Airbench()
         theirs.start_as(mine)

@@ -1,6 +1,5 @@
 """The command: quick help, no torch on the login node, and one line for every mistake."""
 
-import pickle
 import re
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ from conftest import ROOT
 from dist_resnet.config import config_file
 from launch.__main__ import COMMANDS
 from launch.executors import run_dir
-from launch.jobs import verdict
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)])
@@ -245,30 +243,3 @@ def test_compare_sorts_runs_and_shows_what_differs(command, workers, config_path
     assert code == 0 and "optim.lr" in output and "optim.momentum" not in output, output
     assert output.index("lr0.05") < output.index("lr0.0001")
     assert (config_path.parent / "compare.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    "message, whose",
-    [
-        (
-            "RuntimeError: [/gloo/transport/tcp/pair.cc:534] Connection closed by peer "
-            "[127.0.0.1]:5",
-            None,
-        ),
-        ("torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1", None),
-        ("RuntimeError: Timed out waiting 60000ms for recv operation to complete", None),
-        (
-            "RuntimeError: the data loader has delivered nothing for 120 s (data.timeout_s): is "
-            "the file system that holds the betons stalled?",
-            1,
-        ),
-        ("TimeoutError: [Errno 110] Connection timed out: 'metrics.jsonl'", 1),
-    ],
-)
-def test_an_error_of_a_lost_companion_is_nobodys_own(tmp_path, message, whose):
-    """Rank 0 ended without a word; rank 1 with this."""
-    (tmp_path / "7_1_result.pkl").write_bytes(
-        pickle.dumps(("error", f"Traceback (most recent call last):\n  ...\n{message}\n"))
-    )
-    failure = verdict.first_failure(tmp_path, "7", 2)
-    assert (failure.rank, failure.exception is None) == ((0, True) if whose is None else (1, False))

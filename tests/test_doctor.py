@@ -156,7 +156,7 @@ def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, confi
     (tmp_path / "alone.yaml").write_text(
         "{gpus_per_node: 1, cpus_per_task: 4, time: 10, sbatch: {exclusive: true}}"
     )
-    there = ("--cluster", "here.yaml", "--nodes", 2)
+    there = ("--cluster", "here.yaml", "--nodes", 2, "--train.device", "cpu")
     data = config_file.load(config_path).data.dir
     code, output = cli("doctor", *there, "--data.dir", data)
     assert code == 0 and "nothing to mend, 1 to know" in output, output
@@ -177,6 +177,7 @@ def test_two_nodes_and_what_status_shows_of_runs_there(slurm_cluster, cli, confi
 
     def submit(name: str, *words: object) -> None:
         alone = ("--cluster", "alone.yaml", "--nodes", 2, "--run-dir", f"runs/{name}")
+        words = (*words, "--train.device", "cpu")  # the GPUs here are pretended
         code, output = cli("train", config_path, *alone, *words)
         assert code == 0, output
 

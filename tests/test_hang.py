@@ -2,6 +2,7 @@
 test_slurm a worker hangs in a job."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from dist_resnet.diagnosis import hang
 from dist_resnet.runtime import distributed
 from dist_resnet.training.pace import Pace
 from dist_resnet.training.progress import Progress
+from launch.executors import local
 
 
 def late(run_dir: str) -> None:
@@ -81,6 +83,17 @@ def test_ranks_in_ddps_backward_pass_wait_too(tmp_path):
     told = hang.story(tmp_path, 3)
     assert "ranks 0, 1 waited in the all-reduce of the gradients" in told
     assert told.endswith("not arrived: rank 2, at data/loader.py:5 batches")
+
+
+def test_a_run_of_several_in_the_same_workers_is_told_where_it_hung(tmp_path):
+    """As of `dist-resnet repeat`."""
+    note = {"rank": 0, "step": 3, "collective": None, "gpu": False, "number": 9, "seconds": 7.0}
+    (tmp_path / "seed1/hang").mkdir(parents=True)
+    text = json.dumps(note | {"where": "data/loader.py:5 batches"})
+    (tmp_path / "seed1/hang/rank_0.json").write_text(text + "\n")
+    paths = [tmp_path / "seed0", tmp_path / "seed1"]
+    with pytest.raises(RuntimeError, match=r"ended without a word: nothing moved for 7 s"):
+        local.run(os.abort, tmp_path / "logs", 1, "cpu", run_dirs=paths)
 
 
 def paces() -> list[str | None]:

@@ -46,7 +46,7 @@ def launches(run_dir) -> tuple[int, int]:
         mock.patch.object(for_device, "settle", as_on_a_gpu),
         mock.patch.object(fused_norm, "_can_be_fused", return_value=False),  # the CPU's own
     ):
-        config, _ = worker.settle_precision(config, world)
+        config, _ = worker.settle(config, betons, world)
         run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
         fast_paths.engage(run)
         one = partial(triton_add_relu.add_relu, one=torch.maximum)  # a launch, of whatever
@@ -72,7 +72,7 @@ def calls(run_dir) -> float:
         distributed.connect("cpu", 120) as world,
         loader.betons_of(config, run_dir, world) as (data_dir, betons),
     ):
-        config, _ = worker.settle_precision(config, world)
+        config, _ = worker.settle(config, betons, world)
         run = worker.build(config, run_dir, data_dir, betons, world, StopSignal(), Progress())
         one = torch.zeros(2, 32, 32, 3)
 

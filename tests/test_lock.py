@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from dist_resnet.runtime import lock
@@ -49,6 +50,16 @@ def test_who_is_dead_is_known_at_once_where_that_can_be_known(run_dir, monkeypat
         ours = RunLock(run_dir)
         assert ours.acquire(0) is None
         ours.release()
+
+
+def test_a_zombie_holds_nothing(run_dir):
+    """As where a container's first process reaps none but its own."""
+    child = subprocess.Popen(["true"])
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    left_behind(run_dir, pid=child.pid, created=psutil.Process(child.pid).create_time())
+    assert not lock.is_held(run_dir)
+    child.wait()
 
 
 def test_a_silent_holder_on_another_machine_is_waited_for_and_then_replaced(run_dir, monkeypatch):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -320,7 +321,7 @@ def test_one_file_is_a_grid_a_search_and_a_sweep_on_w_and_bs_server(
     assert "data:image/png" in (cli.directory / "found/compare.html").read_text()
     for name in ("WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
-    with WandbServer(dead_after=1000) as server:
+    with WandbServer() as server:
         code, output = cli(*words, "online", "--wandb", **server.environment)
         (run,) = server.runs.values()
         assert code == 0 and run.finished and 0 < run.summary["val/top1"] < 1, output
@@ -366,6 +367,43 @@ def test_of_sixteen_agents_no_two_take_one_trial_and_what_a_dead_one_left_goes_o
     assert rungs.promotable(found.trials, search.rungs, True) is None
     counts = [sum(t.at(r) is not None for t in found.trials) for r in range(4)]
     assert counts[0] == 200 and all(a // 2 <= b < a for a, b in itertools.pairwise(counts)), counts
+
+
+def test_a_node_without_betons_ends_its_agents_and_burns_no_trial(sweep, held_out, tmp_path, capfd):
+    betons_here = tmp_path / "betons"
+    betons_here.symlink_to(held_out)
+    search = asked(Path("space.yaml"), "--data.dir", betons_here, "--search", "random")
+    betons_here.unlink()
+    assert search_agent.side_by_side(search_agent.SearchAgentTask(search), 2) == "failed"
+    said = "".join(capfd.readouterr())
+    assert "2 of 2 agents ended before the search did (exit codes 1, 1)" in said, said
+    assert said.count("ends, and leaves its trial to others: ") == 2 and "no betons there" in said
+    trials = results.read(Path(search.directory)).trials
+    assert {t.state for t in trials} == {"open"} and len(trials) <= 2
+    assert all(t.faults == 0 for t in trials)
+
+
+def test_a_value_that_is_not_finite_stops_its_trial_and_leaves_the_journal_sound(
+    sweep, held_out, tmp_path
+):
+    path = Path("space.yaml")
+    loss = {"metric": {"name": "val/loss", "goal": "minimize"}, "run_cap": 3}
+    path.write_text(yaml.safe_dump(yaml.safe_load(SPACE) | loss))
+    search = asked(path, "--data.dir", held_out, "--search", "random")
+    with Heartbeat(Path(search.directory), "a") as heartbeat:
+        study = Study(search, heartbeat)
+        for number in range(3):  # each as if it had been trained
+            directory = Path(search.directory) / f"trial_{number:03d}"
+            (directory / "checkpoints").mkdir(parents=True)
+            (directory / "summary.json").write_text("{}")
+            value = None if number == 1 else 0.5
+            line = json.dumps({"step": 30, "val/loss": value, "hours": 0.1})
+            (directory / "metrics.jsonl").write_text(line + "\n")
+        assert search_agent.SearchAgentTask(search).work(study, StopSignal()) == "completed"
+        states = {t.number: t.state for t in study.trials() if not t.refused}
+    assert sorted(states.values()) == ["complete", "complete", "stopped"], states
+    (stopped,) = [t for t in study.trials() if t.state == "stopped" and not t.refused]
+    assert stopped.reason == "val/loss is not finite at step 30"
 
 
 TRAINED = """\
@@ -454,7 +492,7 @@ def kill_agent(directory: Path, run_dir: Path) -> int:
     name = agent_of(directory, run_dir).rpartition("_")[2]
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        is_task = words[-3:-1] == ["-m", "submitit.core._submit"]
+        is_task = words[-3:-1] == ["-m", "submitit.core._submit"] and "python" in words[0]
         if is_task and str(directory / "logs") in words[-1]:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("SLURM_ARRAY_TASK_ID") == name:

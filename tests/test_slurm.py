@@ -155,17 +155,14 @@ def test_every_key_of_a_cluster_file_reaches_the_batch_script(tmp_path):
     }
     assert (
         "module load m1\n" in text
-        and "export SRUN_CPUS_PER_TASK=7\n" in text
         and "trap ':' USR1 USR2 TERM" in text
         and f"PYTHONPATH={tmp_path}/run/code" in text
     )
-    (srun,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    assert (
-        "--mpi=none '--cpu-bind=v erbose'" in srun
-        and "--kill-on-bad-exit=1" in srun
-        and f"{tmp_path}/run/code/launch/jobs/hold_signals.py" in srun
-    )
-    assert text.index("srun ") < text.index("dist_resnet settle") < text.index("requeue.sh $?")
+    (last,) = [line for line in text.splitlines() if line.startswith("exec bash ")]
+    settling, of_srun, worker = last.split(" -- ")
+    assert settling.startswith(f"exec bash {tmp_path}/run/code/launch/jobs/workers.sh")
+    assert of_srun == "--mpi=none '--cpu-bind=v erbose'"
+    assert f"{tmp_path}/run/code/launch/jobs/hold_signals.py" in worker
     executor = slurm.executor(tmp_path / "run", where, 4, 8)
     executor.parameters["map_count"] = 100  # as submitit sets it for a job array
     assert "#SBATCH --array=0-99%9\n" in executor._make_submission_file_text("x", "")

@@ -59,7 +59,7 @@ def test_agents_on_a_cluster_leave_the_table_of_four_undisturbed_runs(
         monkeypatch.delenv(name, raising=False)
     (cli.directory / "here.yaml").write_text("{cpus_per_task: 1, time: 10}")
     cluster = slurm_cluster
-    with WandbServer(dead_after=1000) as server:
+    with WandbServer() as server:
         environment = {
             **server.environment,
             "SLURM_CONF": cluster.environment["SLURM_CONF"],
@@ -145,7 +145,7 @@ def kill_agent(directory, run_dir):
     name = (run_dir / "agent").read_text()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        is_task = words[-3:-1] == ["-m", "submitit.core._submit"]
+        is_task = words[-3:-1] == ["-m", "submitit.core._submit"] and "python" in words[0]
         ours = is_task and str(directory / "online/logs") in words[-1]
         if ours and process.environ().get("SLURM_ARRAY_TASK_ID") == name:
             for victim in [*process.children(recursive=True), process]:

@@ -1,16 +1,20 @@
 """A sweep without a server, and one that the server ends early."""
 
 import contextlib
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, workers_of
+from test_wandb_online import wait_until
 from wandb_server import WandbServer
 
 from dist_resnet import worker
+from dist_resnet.config import config_file
+from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import run_dir
-from launch.sweeps import definition
+from launch.sweeps import agents, definition
 
 SWEEP = """\
 method: grid
@@ -72,7 +76,7 @@ def test_the_server_ends_an_unpromising_run_early(cli, sweep_path):
         "parameters": {"optim.lr": {"value": 0.05}, "schedule.steps": {"value": 100_000}}
     }
     sweep_path.write_text(yaml.safe_dump(one))
-    with WandbServer(dead_after=1000) as server:
+    with WandbServer() as server:
         server.stop_when = lambda run: len(run.history) > 3
         code, output = cli(
             "sweep",
@@ -96,6 +100,47 @@ def test_the_server_ends_an_unpromising_run_early(cli, sweep_path):
     assert not list(cli.directory.glob("online/*/agent")) and not list(
         cli.directory.glob("online/*/summary.json")
     )
+
+
+@pytest.mark.slow
+def test_the_server_knows_how_a_run_ended_and_gives_a_preempted_one_out_again(cli, sweep_path):
+    """One diverges, and has failed; one is preempted, and resumed by its whole configuration."""
+    two = yaml.safe_load(SWEEP) | {
+        "parameters": {
+            "optim.lr": {"values": [1e30, 0.05]},
+            "train.precision": {"value": "fp32"},
+            "schedule.steps": {"value": 60},
+        }
+    }
+    sweep_path.write_text(yaml.safe_dump(two))
+    words = ("four.yaml", "--wandb", "--workers-per-node", 1, "--sweep-dir", "online")
+    with WandbServer() as server:
+        environment = {**server.environment, "HOME": str(cli.directory)}
+        sweep = cli.start("sweep", *words, **environment)
+
+        def second():
+            assert sweep.poll() is None, sweep.communicate()[0]
+            return next((run for run in server.runs.values() if len(run.history) > 2), None)
+
+        wait_until(second, 120)
+        for worker_process in workers_of(sweep):
+            worker_process.send_signal(signal.SIGUSR2)  # as SLURM tells every process of a job
+        output, _ = sweep.communicate(timeout=120)
+        assert sweep.returncode == 0, output
+        failed, resumed = server.runs.values()
+        assert (failed.state, failed.exit_code, failed.resumed) == ("failed", 1, 0), output
+        assert (resumed.state, resumed.exit_code, resumed.resumed) == ("finished", 0, 1), output
+        assert len(resumed.agents) == 2 and "--_wandb=" in output, output
+        assert "preempted: saved at step" in output and "resuming at step" in output, output
+    steps = [record["step"] for record in read_metrics(cli.directory / "online" / resumed.id)]
+    assert steps == sorted(steps) and steps[-1] == 60
+
+
+def test_a_whole_configuration_in_dicts_is_unfolded(config_path, tmp_path):
+    config = config_file.load(config_path, ["--optim.lr=0.03", "--train.seed=7"])
+    given = [f"--{key}={value}" for key, value in config.to_dict().items()]
+    words = ["--_wandb={'cli_version': '0', 't': {'3': [13]}}", *given]
+    assert agents.configuration(tmp_path / "none", config_path, words) == config
 
 
 def test_random_draws_are_w_and_bs_and_the_same_for_a_seed(sweep_path, monkeypatch):

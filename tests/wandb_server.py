@@ -1,9 +1,13 @@
 """A W&B server on the loopback interface, for tests with the real wandb client. It does the search
 of a sweep itself.
 
-Like W&B, it hands a run's parameters out as `{name: {"value": value}}`; a nested parameter is one
-dict under its first name. Unlike W&B, every run whose agent has died is given again, not only those
-that were marked as preempting."""
+It does with sweeps what W&B documents ("Signal handling and sweep runs", "Resume preemptible sweeps
+runs") and is known to do (wandb#4237, #9143):
+- A run's parameters are handed out as `{name: {"value": value}}`; a nested one is one dict.
+- A run that has marked itself as preempting is "preempted" and given out again where its program
+  ends with another exit code than 0, or with none; with 0 it has finished.
+- That is so for an hour, as the command "resume", with the run's whole configuration and `_wandb`.
+- A run that was not marked and ends without an exit code has crashed, and is not given out."""
 
 import contextlib
 import gzip
@@ -42,16 +46,26 @@ class Run:
     )  # the rows of wandb-history.jsonl, in their places
     files: set[str] = field(default_factory=set)
     exit_code: int | None = None
-    finished: bool = False
     preempting: bool = False
+    state: str = "pending"  # running, finished, failed, preempted, crashed
+    queued: float | None = None  # since when it waits to be given out again
     started: bool = False  # a sweep's run is there before a program has opened it
     resumed: int = 0  # how often a program has asked to go on with it
     parameters: Json = field(default_factory=dict)  # what a sweep has chosen for it
     agents: list[str] = field(default_factory=list)  # that were given it, the last one has it
     seen: float = 0.0  # when its program last sent something
-    over: bool = (
-        False  # finished, or its program ended without a word; a sweep does not wait for it
-    )
+
+    @property
+    def finished(self) -> bool:
+        """Whether its program has said how it ended."""
+        return self.exit_code is not None
+
+    def end(self, exit_code: int | None) -> None:
+        self.exit_code = exit_code
+        if self.preempting and exit_code != 0:
+            self.state, self.queued = "preempted", time.monotonic()
+        else:
+            self.state = {0: "finished", None: "crashed"}.get(exit_code, "failed")
 
 
 @dataclass
@@ -77,9 +91,10 @@ class WandbServer:
     An artifact can be logged, but not fetched: `artifact.wait()` fails. System metrics and console
     output are left out."""
 
-    def __init__(self, dead_after: float = 20.0) -> None:
-        # seconds without a sign from an agent (it gives one every 5 s) and from its program
-        self.dead_after = dead_after
+    DEAD_AFTER = 300.0  # seconds without a sign from an agent (one every 5 s) and its program
+    GIVEN_FOR = 3600.0  # seconds for which a preempted run is given out again
+
+    def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: dict[str, Artifact] = {}
@@ -171,7 +186,8 @@ class WandbServer:
     def _UpsertBucket(self, told: Json) -> Json:
         run = self.runs.setdefault(told["name"], Run(told["name"]))
         inserted, run.started = not run.started, True
-        run.finished, run.over, run.exit_code = False, False, None
+        if run.state != "running":  # else it only tells more of itself
+            run.state, run.exit_code, run.preempting, run.queued = "running", None, False, None
         names = {
             "name": "displayName",
             "group": "groupName",
@@ -235,7 +251,7 @@ class WandbServer:
         run.seen = time.monotonic()
         run.preempting |= sent.get("preempting", False)
         if sent.get("complete"):
-            run.exit_code, run.finished, run.over = sent.get("exitcode", 0), True, True
+            run.end(sent.get("exitcode", 0))
 
     def _CreateRunFiles(self, asked: Json) -> Json:
         files = [
@@ -317,41 +333,42 @@ class WandbServer:
         agent, running = told["id"], json.loads(told["runState"])
         sweep, _ = self._agents[agent]
         self._agents[agent] = sweep, time.monotonic()
-        for run in sweep.runs.values():  # what an agent has and does not name has ended
-            run.over |= run.agents[-1] == agent and run.id not in running
+        for run in sweep.runs.values():
+            if run.state in ("pending", "running") and self._has_lost(run, agent, running):
+                run.end(None)
         commands = [
             {"type": "stop", "run_id": id} for id in running if self.stop_when(sweep.runs[id])
         ]
         if not running:
-            if run := self._next(sweep):
-                run.agents.append(agent)
-                args = {name: {"value": value} for name, value in run.parameters.items()}
-                commands = [
-                    {
-                        "type": "run",
-                        "run_id": run.id,
-                        "program": sweep.config.get("program"),
-                        "args": args,
-                    }
-                ]
-            elif all(run.over for run in sweep.runs.values()):
+            if command := self._next(sweep, agent):
+                commands = [{"program": sweep.config.get("program"), **command}]
+            elif not any(run.state in ("pending", "running") for run in sweep.runs.values()):
                 commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": agent}, "commands": json.dumps(commands)}}
 
-    def _next(self, sweep: Sweep) -> Run | None:
-        """A run whose agent has died or, if there is none, a new one."""
-        now = time.monotonic()
+    def _has_lost(self, run: Run, agent: str, running: Json) -> bool:
+        """Whether a run has no program left: its agent does not name it, or is silent, too."""
+        last = run.agents[-1]
+        silent = time.monotonic() - max(run.seen, self._agents[last][1]) > self.DEAD_AFTER
+        return silent or (last == agent and run.id not in running)
+
+    def _next(self, sweep: Sweep, agent: str) -> Json | None:
+        """One that was preempted or, if there is none, a new one."""
         for run in sweep.runs.values():
-            if (
-                not run.over
-                and now - max(run.seen, self._agents[run.agents[-1]][1]) > self.dead_after
-            ):
-                return run
+            if run.queued is not None and time.monotonic() - run.queued < self.GIVEN_FOR:
+                run.queued, run.state = None, "pending"
+                run.agents.append(agent)
+                whole = {**run.config, "_wandb": {"cli_version": "0", "t": {"3": [13]}}}
+                return {"type": "resume", "run_id": run.id, "args": _args(whole)}
         if (parameters := next(sweep.choices, None)) is None:
             return None
-        run = Run(secrets.token_hex(4), parameters=parameters)
+        run = Run(secrets.token_hex(4), parameters=parameters, agents=[agent])
         self.runs[run.id] = sweep.runs[run.id] = run
-        return run
+        return {"type": "run", "run_id": run.id, "args": _args(parameters)}
+
+
+def _args(values: Json) -> Json:
+    return {name: {"value": value} for name, value in values.items()}
 
 
 def search(config: Json) -> Iterator[Json]:

@@ -67,6 +67,11 @@ def with_precision(config: Config, name: Literal["bf16", "fp16", "fp32"]) -> Con
     return dataclasses.replace(config, train=train)
 
 
+def with_residency(config: Config, where: Literal["stream", "device"]) -> Config:
+    """A configuration whose data.residency is settled."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, residency=where))
+
+
 def half_precisions(config: Config) -> tuple[Literal["bf16", "fp16"], ...]:
     """Those that `train.precision: auto` may become, the better first: timm's optimizers would wait
     for fp16's gradient scaler."""

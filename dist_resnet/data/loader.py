@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dist_resnet.config import Config
+from dist_resnet.config import Config, for_device
 from dist_resnet.config.schedule import Plan
 from dist_resnet.data import manifest, resident_loader, staging
 from dist_resnet.data.manifest import Manifest
 from dist_resnet.data.resident_loader import ResidentLoader
 from dist_resnet.data.sampling import Augment
 from dist_resnet.data.streaming_loader import Batch, Resize, StreamingLoader
+from dist_resnet.runtime import slurm_job
 from dist_resnet.runtime.distributed import World
 
 DataLoader = StreamingLoader | ResidentLoader
-__all__ = ["Batch", "DataLoader", "betons_of", "eval_loader", "train_loader"]
+__all__ = ["Batch", "DataLoader", "betons_of", "eval_loader", "settle_residency", "train_loader"]
 
 
 @contextmanager
@@ -69,15 +70,18 @@ def _loader(
     augment: Augment | None,
     resize: Resize | None,
 ) -> DataLoader:
-    """A verified beton's loader, streaming or resident."""
-    path, data = manifest.verify(data_dir, betons, split), config.data
+    """A verified beton's loader, streaming or resident. The first rank of a node reads all of the
+    file for that; the others trust it, which ends the training where it must."""
+    path = manifest.verify(data_dir, betons, split, contents=world.local_rank == 0)
+    data = config.data
+    assert data.residency != "auto", "settle_residency has not been called"
     if betons.shape is None and data.resolution is None:
         raise ValueError(
             f"data.dir = {str(data_dir)!r} holds images of different sizes, which cannot be "
             "batched as they are: "
             "set --data.resolution (224, say)"
         )
-    if is_resident(config, betons, world):
+    if data.residency == "device":
         return ResidentLoader(
             path, batch_size, world.device, augment=augment, threads=data.loader_threads
         )
@@ -94,21 +98,22 @@ def _loader(
     )
 
 
-def is_resident(config: Config, betons: Manifest, world: World) -> bool:
-    """Whether the betons are to lie on the device. Raises ValueError where that is asked for and
-    cannot be."""
-    if (
-        config.data.residency == "stream"
-        or config.data.resolution is not None
-        or config.data.order != "random"
-    ):
-        return False
+def settle_residency(config: Config, betons: Manifest, world: World) -> Config:
+    """The configuration with data.residency as every rank has it: on the device only where there is
+    room on all of them, since loaders differ in the collectives that follow. Every rank calls.
+
+    Raises ValueError, on every rank, where "device" is asked for and one cannot."""
+    data = config.data
+    if data.residency == "stream" or data.resolution is not None or data.order != "random":
+        return for_device.with_residency(config, "stream")
     copies = 1 if world.device.type == "cuda" else world.local_size
-    obstacle = resident_loader.obstacle(
-        betons, ("train", config.data.evaluate_on), world.device, copies
-    )
-    if obstacle and config.data.residency == "device":
+    obstacle = resident_loader.obstacle(betons, ("train", data.evaluate_on), world.device, copies)
+    everyones = world.gather((slurm_job.node(), obstacle))
+    obstacles = [(rank, *found) for rank, found in enumerate(everyones) if found[1]]
+    if obstacles and data.residency == "device":
+        rank, node, told = obstacles[0]
         raise ValueError(
-            f"data.residency = 'device': {obstacle}; use --data.residency stream, or auto"
+            f"data.residency = 'device': {told} (rank {rank} on {node}); use --data.residency "
+            "stream, or auto"
         )
-    return obstacle is None
+    return for_device.with_residency(config, "stream" if obstacles else "device")

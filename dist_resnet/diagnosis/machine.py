@@ -149,13 +149,16 @@ def device(config: Config, local_rank: int, local_size: int) -> str:
     """The one that this worker will have. Raises ValueError where there are too few."""
     import torch
 
+    from dist_resnet.runtime import gpus
     from dist_resnet.runtime.distributed import choose_device
 
-    wanted, gpus = config.train.device, torch.cuda.device_count()
-    if wanted == "cuda" and not torch.cuda.is_available():
+    seen = gpus.seen_here()
+    try:
+        wanted = gpus.device_of_all(config.train.device, [seen])
+    except RuntimeError as error:
         built = "" if torch.version.cuda else "; this torch is built for CPUs"
-        raise Ill(f"train.device is cuda and there is no GPU{built}")
-    chosen = choose_device(wanted, local_rank, local_size, gpus)
+        raise Ill(f"{error}{built}") from None
+    chosen = choose_device(wanted, local_rank, local_size, seen.gpus)
     if chosen.type == "cpu":
         return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
     properties = torch.cuda.get_device_properties(chosen)

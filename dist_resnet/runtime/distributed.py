@@ -1,10 +1,11 @@
 """World: rank, device, process group, reduce. The only reader of RANK and its kin."""
 
 import gc
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from dist_resnet.runtime import gpus
 from dist_resnet.runtime.collectives import Collectives
-from dist_resnet.runtime.gpus import Gpu
+from dist_resnet.runtime.gpus import Gpu, Seen
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -90,30 +91,42 @@ def connect(device: str, timeout_s: float) -> Iterator[World]:
             f"{', '.join(missing)} not set: start workers with `dist-resnet train` or `torchrun`"
         )
     rank, local_rank, size, local_size = (int(os.environ[name]) for name in VARIABLES[:4])
-    chosen = choose_device(device, local_rank, local_size, torch.cuda.device_count())
+    limit = timedelta(seconds=timeout_s)
+    store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+    mine = gpus.seen_here()
+    everyone = [Seen(*seen) for seen in gather(store, "seen", rank, size, astuple(mine))]
+    kind = gpus.device_of_all(device, everyone)
+    chosen = choose_device(kind, local_rank, local_size, mine.gpus)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    limit = timedelta(seconds=timeout_s)
-    store = None
-    if chosen.type == "cuda":
-        store, _, _ = next(dist.rendezvous("env://", timeout=limit))
-        gpus.require_one_each(store, Gpu.of(rank, chosen), size)
+        own = Gpu.of(rank, chosen)
+        gpus.require_one_each(gather(store, "gpu", rank, size, own.place))
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=limit,
         store=store,
-        rank=rank if store else -1,
-        world_size=size if store else -1,
-        device_id=chosen if store else None,
+        rank=rank,
+        world_size=size,
+        device_id=chosen if chosen.type == "cuda" else None,
     )
     yield World(rank, size, chosen, local_rank, local_size)
     gc.collect()  # a network in DDP that outlives its group aborts the process at its exit
     dist.destroy_process_group()
 
 
+def gather(store: dist.Store, key: str, rank: int, size: int, value: Any) -> list[Any]:
+    """Every rank's value (of what JSON has), in the order of the ranks, on every rank; before there
+    is a process group. Rank 0 alone reads them one by one."""
+    store.set(f"{key}/{rank}", json.dumps(value))
+    if rank == 0:
+        everyones = [json.loads(store.get(f"{key}/{other}")) for other in range(size)]
+        store.set(key, json.dumps(everyones))
+    return json.loads(store.get(key))
+
+
 def choose_device(device: str, local_rank: int, local_size: int, gpus: int) -> torch.device:
-    """A worker's own device. A worker that sees one GPU takes it, since launchers may bind one to
-    each."""
+    """A worker's own device of that kind. A worker that sees one GPU takes it, since launchers may
+    bind one to each."""
     if device == "cpu" or (device == "auto" and gpus == 0):
         return torch.device("cpu")
     if (gpus == 1 and local_size == 1) or (gpus == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")):

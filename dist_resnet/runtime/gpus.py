@@ -1,13 +1,17 @@
 """Which GPU a worker has, and whether it has it to itself."""
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed import Store
 
+from dist_resnet.runtime import slurm_job
+
+# variables by which SLURM tells a task on a node of the GPUs that its job has there
+ASKED = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 BUSY = 0.1  # of its memory, in use before this training has begun
 
 
@@ -21,6 +25,11 @@ class Gpu:
     free: int  # bytes
     total: int
 
+    @property
+    def place(self) -> str:
+        """Where it is, in three words."""
+        return f"{self.host} {self.uuid} {self.bus_id}"
+
     @classmethod
     def of(cls, rank: int, device: torch.device) -> "Gpu":
         found: Any = torch.cuda.get_device_properties(device)  # its stubs lack the bus
@@ -30,14 +39,44 @@ class Gpu:
         return cls(rank, host, str(found.uuid), bus_id, found.name, free, total)
 
 
-def require_one_each(store: Store, mine: Gpu, size: int) -> None:
-    """Raises ValueError on every rank where two have one GPU, before NCCL refuses it in words of
-    its own."""
-    store.set(f"gpu/{mine.rank}", f"{mine.host} {mine.uuid} {mine.bus_id}")
-    if mine.rank == 0:
-        everyones = [store.get(f"gpu/{rank}").decode() for rank in range(size)]
-        store.set("gpu/shared", shared(everyones))
-    if told := store.get("gpu/shared").decode():
+@dataclass(frozen=True)
+class Seen:
+    """What a worker sees of GPUs. asked: whether its SLURM job has asked for some."""
+
+    node: str
+    gpus: int
+    asked: bool
+
+
+def seen_here() -> Seen:
+    asked = "SLURMD_NODENAME" in os.environ and any(os.environ.get(name) for name in ASKED)
+    return Seen(slurm_job.node(), torch.cuda.device_count(), asked)
+
+
+def device_of_all(device: str, everyone: Sequence[Seen]) -> str:
+    """'cpu' or 'cuda': what train.device means for all ranks alike. Raises RuntimeError on every
+    rank where some have GPUs and others do not, or where GPUs were asked for and one has none."""
+    asked = any(seen.asked for seen in everyone)
+    with_gpus = [rank for rank, seen in enumerate(everyone) if seen.gpus]
+    if device == "cpu" or (device == "auto" and not with_gpus and not asked):
+        return "cpu"
+    without = next((rank for rank, seen in enumerate(everyone) if not seen.gpus), None)
+    if without is None:
+        return "cuda"
+    other = f"rank {with_gpus[0]} on {everyone[with_gpus[0]].node} does" if with_gpus else ""
+    why = other or ("the job has asked for GPUs" if asked else "GPUs are asked for")
+    node = everyone[without].node
+    raise RuntimeError(
+        f"train.device = {device!r}: rank {without} on {node} sees no GPU, and {why}: see what "
+        f"`nvidia-smi` says there; leave that node out (sbatch --exclude={node}), or train on CPUs "
+        "(--train.device cpu)"
+    )
+
+
+def require_one_each(places: Sequence[str]) -> None:
+    """Raises ValueError where two ranks have one GPU, before NCCL refuses it in words of its own.
+    places: of every rank's Gpu."""
+    if told := shared(places):
         raise ValueError(told)
 
 

@@ -151,7 +151,10 @@ def _lives(held: str, path: Path, now: float) -> bool:
         return False  # cut off by a full disk
     if holder["machine"] == _machine():
         try:
-            return abs(psutil.Process(holder["pid"]).create_time() - holder["created"]) < 1
+            process = psutil.Process(holder["pid"])
+            # a container without an init keeps the dead as zombies
+            is_dead = process.status() == psutil.STATUS_ZOMBIE
+            return not is_dead and abs(process.create_time() - holder["created"]) < 1
         except psutil.NoSuchProcess:
             return False
     if holder["job"] is not None and holder["job"] == slurm_job.job_id():

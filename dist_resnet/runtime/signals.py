@@ -1,17 +1,22 @@
-"""Requests to stop, as flags: a handler only notes the signal; the training loop acts on it between
-two steps."""
+"""How a training ends. Requests to stop are flags: a handler only notes the signal; the training
+loop acts on it between two steps."""
 
 import signal
 from types import FrameType
 
 # how a start of a training ends; paused: after the step at which it was told to leave
 COMPLETED, PREEMPTED, TERMINATED, PAUSED = "completed", "preempted", "terminated", "paused"
+FAILED = "failed"
 MEANING = {
     signal.SIGUSR1: PREEMPTED,
     signal.SIGUSR2: PREEMPTED,
     signal.SIGTERM: TERMINATED,
     signal.SIGHUP: TERMINATED,  # the terminal was closed
 }
+
+
+class Diverged(ValueError):
+    """The training's own values are why it cannot go on: it would end so on any machine."""
 
 
 class StopSignal:

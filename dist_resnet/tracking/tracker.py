@@ -16,6 +16,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dist_resnet.config import Tracking
+from dist_resnet.runtime.signals import COMPLETED
 from dist_resnet.tracking.time_left import LONG_TRAINING, TimeLeft, duration
 from dist_resnet.tracking.wandb_run import WandbRun
 
@@ -139,17 +140,16 @@ class Tracker:
         top_losses: Sequence[dict[str, Any]] = (),
         artifact: Path | None = None,
         *,
-        preempted: bool = False,
+        outcome: str = COMPLETED,
     ) -> None:
+        """outcome: how this start ends, of runtime/signals.py."""
         if not self.writes:
             return
         if self._bar:
             self._bar.stop()
         if self._unwritten:
             self._write("")
-        if preempted:
-            self.wandb.mark_preempting()
-        self.wandb.finish(summary, picture, top_losses, artifact)
+        self.wandb.finish(summary, picture, top_losses, artifact, outcome)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 from dist_resnet.config import Tracking
+from dist_resnet.runtime.signals import COMPLETED, FAILED, PAUSED, PREEMPTED, TERMINATED
 
+EXIT_CODES = {COMPLETED: 0, FAILED: 1, PREEMPTED: 75, PAUSED: 75, TERMINATED: 143}
 WANDB_LIMITS = {"init_timeout": 20, "finish_timeout": 20, "finish_timeout_raises": True}  # seconds
 NO_FIGURES = ("step", "last_step", "hours_left")  # of a record of metrics.jsonl
 
@@ -147,20 +149,18 @@ class WandbRun:
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._guarded(lambda run: run.log(figures, step=step))
 
-    def mark_preempting(self) -> None:
-        """Lets a sweep's server give this run to an agent again."""
-        self._guarded(lambda run: run.mark_preempting())
-
     def finish(
         self,
         summary: dict[str, Any] | None,
         picture: Path | None,
         top_losses: Sequence[dict[str, Any]],
         artifact: Path | None,
+        outcome: str,
     ) -> None:
         """The last words. top_losses: rows of a table, with uint8 (H, W, 3) under "image";
         artifact: a file to keep there. Pictures and tables that the run has are left as they
-        are."""
+        are. outcome: one that is to go on is "preempted" on W&B, whose sweeps give it out again;
+        only one that is complete has "finished"."""
         had: set[str] = set()
         if picture or top_losses:
             self._guarded(lambda run: had.update(run.summary.keys()))
@@ -176,7 +176,9 @@ class WandbRun:
                     str(artifact), name=f"checkpoint-{self.id}", type="model"
                 )
             )
-        self._guarded(lambda run: run.finish())
+        if outcome in (PREEMPTED, PAUSED):
+            self._guarded(lambda run: run.mark_preempting())  # with exit code 0 it would not count
+        self._guarded(lambda run: run.finish(exit_code=EXIT_CODES[outcome]))
         self._run = None
 
     def _guarded(self, call: Callable[[Any], Any]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_resnet.config import Config, config_file
-from dist_resnet.tracking import image_rows
+from dist_resnet.runtime.signals import COMPLETED, FAILED, PREEMPTED
+from dist_resnet.tracking import image_rows, starts
 from dist_resnet.tracking.tracker import read_metrics
-from dist_resnet.tracking.wandb_run import Stored, WandbRun, has_key
+from dist_resnet.tracking.wandb_run import EXIT_CODES, Stored, WandbRun, has_key
 
 NOTE = "synced.json"  # in RUN_DIR/wandb: what was sent, so that a server need not be asked
 
@@ -39,7 +40,7 @@ def sync(run_dir: Path, in_use: bool, say: Callable[[str], None]) -> str:
     note = run_dir / "wandb" / NOTE
     if note.exists() and json.loads(note.read_text()) == _mark(content):
         return "nothing new"
-    sent = _send(run_dir, config, stored, content, say)
+    sent = _send(run_dir, config, stored, content, in_use, say)
     with contextlib.suppress(OSError):  # next time the server says what it has
         note.write_text(json.dumps(_mark(content)) + "\n")
     return f"{sent} records sent" + (", complete" if content["summary"] else "")
@@ -66,6 +67,7 @@ def _send(
     config: Config,
     stored: Stored,
     content: dict[str, Any],
+    in_use: bool,
     say: Callable[[str], None],
 ) -> int:
     run, summary = WandbRun(run_dir, say), content["summary"]
@@ -79,12 +81,19 @@ def _send(
         if summary:
             picture, rows = run_dir / "curves.png", image_rows.read(run_dir)
             artifact = _last_checkpoint(run_dir) if config.tracking.artifact else None
-            run.finish(summary, picture if picture.exists() else None, rows, artifact)
+            run.finish(summary, picture if picture.exists() else None, rows, artifact, COMPLETED)
         else:
-            run.finish(None, None, [], None)
+            run.finish(None, None, [], None, PREEMPTED if in_use else _last_outcome(run_dir))
     if run.failed:
         raise RuntimeError("W&B has not taken everything: the same command goes on")
     return sent
+
+
+def _last_outcome(run_dir: Path) -> str:
+    """Of a run that is not complete."""
+    said = [start.get("outcome", FAILED) for start in starts.read(run_dir)] or [FAILED]
+    outcome = said[-1].partition(":")[0]
+    return outcome if outcome in EXIT_CODES and outcome != COMPLETED else FAILED
 
 
 def _last_checkpoint(run_dir: Path) -> Path | None:

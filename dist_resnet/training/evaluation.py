@@ -79,6 +79,9 @@ class WorstImage:
     image: np.ndarray  # uint8 (H, W, 3)
 
 
+Score = tuple[float, int, int, int]  # a WorstImage without its image
+
+
 @torch.inference_mode()
 def top_losses(
     model: nn.Module,
@@ -91,10 +94,11 @@ def top_losses(
     """The images whose label has the least probability, the worst first, over all ranks: those of
     the largest losses.
 
-    Like evaluate, one collective at the end."""
+    Like evaluate, with its collectives at the end: everybody's scores, then the images of the few
+    that are left."""
     if count == 0:
         return []
-    found: list[WorstImage] = []
+    found: dict[Score, torch.Tensor] = {}
     model.eval()
     ids = np.arange(data.num_samples)[world.rank :: world.size]
     seen = 0
@@ -102,15 +106,21 @@ def top_losses(
         probabilities = predict(model, images, normalise, tta).softmax(1)
         right = probabilities.gather(1, labels[:, None])[:, 0]
         for i in right.argsort()[:count].tolist():
-            image = images[i].permute(1, 2, 0).cpu().numpy().copy()
             prediction = int(probabilities[i].argmax())
-            found.append(
-                WorstImage(right[i].item(), int(ids[seen + i]), int(labels[i]), prediction, image)
-            )
-        found = _worst(found, count)
+            score = (right[i].item(), int(ids[seen + i]), int(labels[i]), prediction)
+            found[score] = images[i].permute(1, 2, 0).contiguous()
+        found = {score: found[score].clone() for score in sorted(found)[:count]}
         seen += len(labels)
-    return _worst([row for rows in world.gather(found) for row in rows], count)
+    everyones: list[list[Score]] = world.gather(list(found))
+    worst = sorted(score for scores in everyones for score in scores)[:count]
+    return [WorstImage(*score, image) for score, image in zip(worst, _images(worst, found, world))]
 
 
-def _worst(images: list[WorstImage], count: int) -> list[WorstImage]:
-    return sorted(images, key=lambda w: (w.probability, w.sample))[:count]
+def _images(worst: list[Score], found: dict[Score, torch.Tensor], world: World) -> np.ndarray:
+    """Of these scores, uint8 (N, H, W, 3), on every rank: of each, one rank has it."""
+    shape = next(filter(None, world.gather([*next(iter(found.values())).shape] if found else None)))
+    images = torch.zeros(len(worst), *shape, dtype=torch.uint8, device=world.device)
+    for place, score in enumerate(worst):
+        if score in found:
+            images[place] = found[score]
+    return world.sum(images).cpu().numpy()

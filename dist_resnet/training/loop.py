@@ -17,7 +17,7 @@ from dist_resnet.data.loader import Batch, DataLoader
 from dist_resnet.data.streaming_loader import StreamingLoader
 from dist_resnet.models.normalise import Normalise
 from dist_resnet.runtime.distributed import World
-from dist_resnet.runtime.signals import COMPLETED
+from dist_resnet.runtime.signals import COMPLETED, Diverged
 from dist_resnet.tracking.tracker import Tracker
 from dist_resnet.training import optim
 from dist_resnet.training.data_parallel import BucketedDDP, FlatAllReduce
@@ -57,19 +57,19 @@ class Training:
     fast_paths: dict[str, str] = field(default_factory=dict)
     devices: str = ""
     sums: Sums = field(init=False)
-    pace: Pace = field(init=False)
+    pace: Pace = field(init=False)  # of fit: which network is trained is settled by then
     # with a batch; a CUDA graph may take its place
     update: Callable[[torch.Tensor, torch.Tensor], None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums = Sums(self.world.device, self.plan.parts)
-        self.pace = Pace(self.model, self.world)
         self.update = partial(update, self)
 
 
 def fit(run: Training) -> str:
     """Train from progress.step to the plan's last step. Returns 'completed', or what the stop vote
     came to."""
+    run.pace = Pace(run.model, run.world)
     run.progress.clock.start("training")
     while run.progress.step < run.plan.last_step:
         for step in train_epoch(run):
@@ -164,7 +164,7 @@ def log(run: Training, step: int) -> None:
         first = step - math.ceil(means.bad_steps) + 1
         lr = run.plan.lr_at(first - 1)
         told = f"the loss is not finite since step {first} (learning rate {lr:g})"
-        raise ValueError(f"{told}; {advice(run, first)}")
+        raise Diverged(f"{told}; {advice(run, first)}")
     figures = {
         **means.figures("train"),
         "lr": lr,
@@ -197,7 +197,7 @@ def require_finite_weights(run: Training, step: int) -> None:
     if not torch.stack([p.detach().isfinite().all() for p in run.model.parameters()]).all():
         lr = run.plan.lr_at(step - 1)
         told = f"weights are not finite after step {step} (learning rate {lr:g})"
-        raise ValueError(f"{told}; {advice(run, step)}")
+        raise Diverged(f"{told}; {advice(run, step)}")
 
 
 def advice(run: Training, step: int) -> str:

@@ -96,14 +96,16 @@ def _train(left: list[Path], directory: Path, resources: Resources, config: Conf
             short = dataclasses.replace(config, train=train, tracking=tracking)
             run_dir.create(Path(folder), short)
             warm_ups = [Path(folder)]
+        run_dirs = [*warm_ups, *left]
         task = series.SeriesTask(
-            run_dirs=[str(path) for path in (*warm_ups, *left)],
+            run_dirs=[str(path) for path in run_dirs],
             warm_ups=len(warm_ups),
             launcher=os.getpid(),
             command_began=psutil.Process().create_time(),
             record=SECONDS,
         )
-        return local.run(task, directory / "logs", resources.workers, config.train.device)
+        where = directory / "logs"
+        return local.run(task, where, resources.workers, config.train.device, run_dirs=run_dirs)
 
 
 def _row(path: Path, seed: int, workers: int) -> dict[str, float]:

@@ -67,7 +67,9 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         if options.cluster == "debug":
             outcome = _in_this_process(directory)
         else:
-            outcome = local.train(directory, resources.workers, config.train.device)
+            outcome = local.train(
+                directory, resources.workers, config.train.device, requeues=not agents.is_one()
+            )
     if outcome != COMPLETED:
         print(f"{outcome}: the same command goes on from the last checkpoint")
         return 130
@@ -76,14 +78,17 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def resolve_run(options: argparse.Namespace, overrides: Sequence[str]) -> tuple[Path, Config]:
     """(RUN_DIR, configuration) that the options of `train` and `stage` ask for."""
-    config = config_file.load(options.config, overrides)
     if options.sweep_dir and not options.run_dir:
+        from launch.sweeps import agents
+
         if "WANDB_RUN_ID" not in os.environ:
             raise ValueError(
                 "--sweep-dir is for the agents of a W&B sweep, which set WANDB_RUN_ID; give "
                 "--run-dir instead"
             )
-        return options.sweep_dir / os.environ["WANDB_RUN_ID"], config
+        directory = options.sweep_dir / os.environ["WANDB_RUN_ID"]
+        return directory, agents.configuration(directory, options.config, overrides)
+    config = config_file.load(options.config, overrides)
     return options.run_dir or run_dir.default(options.config, config), config
 
 

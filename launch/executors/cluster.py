@@ -33,7 +33,11 @@ class Cluster:
         120, "seconds before the time limit at which the training saves and leaves"
     )
     max_restarts: int = setting(1000, "starts after time limits; preemptions are not counted")
-    max_faults: int = setting(5, "starts after workers that were killed, by a faulty node perhaps")
+    max_faults: int = setting(
+        5,
+        "starts after workers that were killed, by a faulty node perhaps, with no new checkpoint "
+        "in between",
+    )
     array_parallelism: int = setting(16, "runs of a sweep that may run at once")
     setup: tuple[str, ...] = setting(
         (), "shell lines to run before the workers, such as `module load`"
@@ -86,6 +90,11 @@ class Cluster:
             self.signal_delay_s,
             f"must be less than the time limit of {self.time} minutes",
         )
+
+    @property
+    def asks_for_gpus(self) -> bool:
+        """Also by what its other options of sbatch say."""
+        return self.gpus_per_node is not None or "gpu" in f"{self.sbatch}".lower()
 
     @property
     def number_of_gpus(self) -> int | None:

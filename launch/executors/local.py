@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LocalJob
 
 from dist_resnet.diagnosis import hang
-from dist_resnet.runtime.signals import TERMINATED, StopSignal
+from dist_resnet.runtime.signals import TERMINATED, Diverged, StopSignal
 from dist_resnet.tracking.tracker import progress_bar
 from launch.jobs import forks, verdict
 from launch.jobs.task import WorkerTask
@@ -71,23 +71,38 @@ def check(workers: int, device: str) -> None:
         )
 
 
-def train(run_dir: Path, workers: int, device: str, stop: StopSignal | None = None) -> str:
+def train(
+    run_dir: Path,
+    workers: int,
+    device: str,
+    stop: StopSignal | None = None,
+    *,
+    requeues: bool = True,
+) -> str:
     """Train with so many workers here. Returns 'completed' or 'terminated'.
 
-    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them. `stop`:
+    Ctrl-C, SIGTERM or SIGUSR2 ask the workers to save and leave, a second Ctrl-C ends them.
+    requeues: whether workers that are preempted are started again here. `stop`:
     of a caller that takes the last two itself; then it may be 'paused', at stop.pause_at, or
-    'preempted' too, where a worker was told before. Raises ValueError or RuntimeError with the
-    first failed worker's message, rank and log."""
-    task = WorkerTask(str(run_dir), os.getpid())
+    'preempted' too, where a worker was told before. Raises ValueError (Diverged where the training
+    has) or RuntimeError with the first failed worker's message, rank and log."""
+    task = WorkerTask(str(run_dir), os.getpid(), requeues=requeues)
     if stop:
         task = replace(task, pause_at=stop.pause_at, requeues=False)
-    return run(task, run_dir / "logs", workers, device, stop)
+    return run(task, run_dir / "logs", workers, device, stop, [run_dir])
 
 
 def run(
-    task: Callable[[], str], logs: Path, workers: int, device: str, stop: StopSignal | None = None
+    task: Callable[[], str],
+    logs: Path,
+    workers: int,
+    device: str,
+    stop: StopSignal | None = None,
+    run_dirs: Sequence[Path] = (),
 ) -> str:
-    """Run a task in so many workers here, as `train` does. Returns what rank 0's has returned."""
+    """Run a task in so many workers here, as `train` does. Returns what rank 0's has returned.
+
+    run_dirs: what it trains, where it is told who waited for whom."""
     gpus = [] if device == "cpu" else visible_gpus()
     cpus = len(os.sched_getaffinity(0))
     if not gpus and workers > cpus:
@@ -108,15 +123,23 @@ def run(
     executor.parameters["visible_gpus"] = gpus[:workers]  # its own check knows no UUIDs
     with _signals_kept_from_children():
         job = executor.submit(task)
-    return _Watch(job, folder, workers, stop).until_the_end()
+    return _Watch(job, folder, workers, stop, run_dirs).until_the_end()
 
 
 class _Watch:
     """Shows rank 0's output live, passes on interrupts, and does not wait for the companions of a
     lost worker."""
 
-    def __init__(self, job: LocalJob, folder: Path, workers: int, stop: StopSignal | None) -> None:
+    def __init__(
+        self,
+        job: LocalJob,
+        folder: Path,
+        workers: int,
+        stop: StopSignal | None,
+        run_dirs: Sequence[Path],
+    ) -> None:
         self.job, self.folder, self.workers, self.stop = job, folder, workers, stop
+        self.run_dirs = run_dirs
         self.controller = psutil.Process(job._process.pid)
         self.shown, self.stopping, self.in_traceback = 0, False, False
         self.short_since: float | None = None
@@ -217,13 +240,16 @@ class _Watch:
             print(line, flush=True)
 
     def _verdict(self) -> str:
-        failure = verdict.first_failure(self.folder, self.job.job_id, self.workers)
+        stories = (hang.story(run_dir, self.workers) for run_dir in self.run_dirs)
+        failure = verdict.first_failure(
+            self.folder, self.job.job_id, self.workers, hang=next(filter(None, stories), None)
+        )
         if failure is None:
             return verdict.outcome(self.folder, self.job.job_id)
-        if failure.exception is None and self.stopping:
+        if failure.whose == "unknown" and self.stopping:
             return TERMINATED  # ended at the second Ctrl-C, or before it could save
-        hung = hang.story(self.folder.parents[1], self.workers)
-        raise (ValueError if failure.mistake() else RuntimeError)(failure.tell(hang=hung))
+        kind = Diverged if failure.diverged else ValueError if failure.mistake() else RuntimeError
+        raise kind(failure.tell())
 
 
 @contextlib.contextmanager

@@ -28,6 +28,9 @@ class Task(Protocol):
     @property
     def max_faults(self) -> int: ...
 
+    def progress(self) -> str | None:
+        """How far it is: another text once it has got further. None: nothing is done yet."""
+
     def __call__(self) -> str: ...
 
 
@@ -63,41 +66,73 @@ def settle(folder: Path) -> int:
     """Inside a batch script, after srun: say who failed and why; returns the script's exit code.
 
     REQUEUE where the training was preempted, or has reached the time limit: then up to max_restarts
-    times; and where a worker ended without a word, as one does that is killed, or whose node is: up
-    to max_faults times. A Python exception would come again: it is not requeued."""
+    times; and where another start may end better (verdict's table): up to max_faults times without
+    a new checkpoint, once before the first step."""
     job_id = _job_id()
-    task = DelayedSubmission.load(JobPaths(folder, job_id).submitted_pickle).function
+    submitted = JobPaths(folder, job_id).submitted_pickle  # touched just before srun
+    task = DelayedSubmission.load(submitted).function
     if preempted_marker(folder, job_id).exists():
         return _after_signal(REQUEUE, task, folder)
     workers, nodes = int(os.environ["SLURM_NTASKS"]), SlurmJobEnvironment().hostnames
-    failure = verdict.first_failure(folder, job_id, workers)
-    if failure is None:
-        completed = verdict.outcome(folder, job_id) == COMPLETED
-        return 0 if completed else _after_signal(TERMINATED, task, folder)
-    node = nodes[failure.rank * len(nodes) // workers]
     run_dir = Path(task.run_dir) if isinstance(task, WorkerTask) else None
-    why = failure.tell(f" on {node}", hang.story(run_dir, workers) if run_dir else None)
+    progress = task.progress()
+    failure = verdict.first_failure(
+        folder,
+        job_id,
+        workers,
+        hang=hang.story(run_dir, workers) if run_dir else None,
+        began=submitted.stat().st_mtime,
+        stepped=progress is not None,
+    )
+    if failure is None:
+        if verdict.outcome(folder, job_id) == COMPLETED:
+            return 0
+        if verdict.step_was_cancelled(folder, job_id):  # requeue.sh asks whether the job was, too
+            print(f"job {job_id}: SLURM has cancelled its step", flush=True)
+            return _after_fault(task.max_faults, progress, folder)
+        return _after_signal(TERMINATED, task, folder)
+    node = nodes[failure.rank * len(nodes) // workers]
+    why = failure.tell(f" on {node}")
     _tell(folder, f"start {slurm_job.restarts() + 1} of job {job_id}: {why}")
     if run_dir:
         starts.settle(run_dir, why)
-    if failure.exception is not None:
-        return 1
-    return _unless_too_often("fault", REQUEUE, task.max_faults, folder)
+    return _after_fault(task.max_faults, progress, folder) if failure.again else 1
 
 
 def _after_signal(code: int, task: Task, folder: Path) -> int:
-    return _unless_too_often("limit", code, task.max_restarts, folder) if _is_late() else code
-
-
-def _unless_too_often(kind: str, code: int, most: int, folder: Path) -> int:
-    """The code, unless too many starts of this job have ended like this, with this one."""
-    (folder / f"{kind}-{_job_id()}-{slurm_job.restarts()}").touch()
-    ends = len(list(folder.glob(f"{kind}-{_job_id()}-*")))
-    if ends <= most:
+    """The code, unless too many starts of this job have ended at their time limit."""
+    if not _is_late():
         return code
-    what = {"fault": "such ends, and max_faults", "limit": "time limits, and max_restarts"}[kind]
-    _tell(folder, f"{ends} {what} is {most}: not requeued again")
+    ends = _note("limit", "", folder)
+    if ends <= task.max_restarts:
+        return code
+    _tell(
+        folder, f"{ends} time limits, and max_restarts is {task.max_restarts}: not requeued again"
+    )
     return 1
+
+
+def _after_fault(most: int, progress: str | None, folder: Path) -> int:
+    """REQUEUE, unless too many starts of this job have ended so with nothing new in between."""
+    ends = _note("fault", str(progress), folder)
+    if ends <= (most if progress is not None else min(1, most)):
+        return REQUEUE
+    if progress is None:
+        told = f"{ends} such ends before the first step: not requeued again"
+        told += "; `dist-resnet doctor` examines the nodes"
+    else:
+        told = f"{ends} such ends since the last new checkpoint, and max_faults is {most}"
+        told += ": not requeued again"
+    _tell(folder, told)
+    return 1
+
+
+def _note(kind: str, progress: str, folder: Path) -> int:
+    """Note this start's end, and how far the task was; returns how many starts of this job have
+    ended like this, and no further."""
+    (folder / f"{kind}-{_job_id()}-{slurm_job.restarts()}").write_text(progress)
+    ends = folder.glob(f"{kind}-{_job_id()}-*")
+    return sum(path.read_text() == progress for path in ends)
 
 
 def _is_late() -> bool:

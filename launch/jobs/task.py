@@ -33,8 +33,8 @@ class WorkerTask:
     launcher: process id of a launcher on this machine, without which the worker must not go on.
     pause_at: a step after which to save and leave; requeues: whether, once preempted, to ask to be
     started again.
-    max_restarts, max_faults: how often a job on SLURM may be started again after time limits, and
-    after workers that ended without a word."""
+    max_restarts, max_faults: how often a job on SLURM may be started again after time limits, and,
+    with no new checkpoint in between, after workers that ended without a word."""
 
     run_dir: str
     launcher: int | None = None
@@ -87,6 +87,13 @@ class WorkerTask:
         """Called by submitit when it requeues: the same task once more. The weights are in RUN_DIR
         already."""
         return DelayedSubmission(replace(self, attempt=self.attempt + 1))
+
+    def progress(self) -> str | None:
+        """The last checkpoint's name, '' before the first; None before the first known step."""
+        latest, metrics = (Path(self.run_dir) / n for n in ("checkpoints/LATEST", "metrics.jsonl"))
+        if latest.exists():
+            return latest.read_text().strip()
+        return "" if metrics.exists() and metrics.stat().st_size else None
 
     def rendezvous(self, job: JobEnvironment) -> tuple[str, str]:
         """Address and free port of rank 0, which publishes them in the job's folder for this start

@@ -1,13 +1,14 @@
 """W&B sweeps: created on its server, run by `wandb agent` processes, each of which outlives
 preemption and kills."""
 
+import ast
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ import yaml
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from dist_resnet.config import Config, config_file
 from dist_resnet.runtime import lock
 from dist_resnet.runtime.signals import COMPLETED, PREEMPTED, StopSignal
 from launch.jobs.task import leave
+from launch.sweeps import space
 
 ORPHANS_SECONDS = 15  # those that were killed with their agent may be slow to end
 
@@ -61,12 +64,45 @@ def create(content: dict[str, Any], directory: Path, project: str, entity: str |
     return path.read_text().strip()
 
 
+def is_one() -> bool:
+    """Whether this process runs in the name of an agent."""
+    return AGENT in os.environ
+
+
+def configuration(run_dir: Path, base: Path, words: Sequence[str]) -> Config:
+    """Of the run that an agent was given. words: what its command line says besides `base`.
+
+    W&B's server gives a preempted run out again with its whole configuration and what it keeps
+    under `_wandb`, in dicts: RUN_DIR knows better; where that is not here, they are unfolded."""
+    if (run_dir / "config.yaml").exists():
+        return config_file.load(run_dir / "config.yaml")
+    unfolded: list[str] = []
+    for word in words:
+        key, is_set, text = word.partition("=")
+        if key == "--_wandb":
+            continue
+        value = _parsed(text) if is_set else None
+        if isinstance(value, dict):
+            pairs = ((f"{key}.{name}", inner) for name, inner in value.items())
+            unfolded += [f"{name}={space.as_text(inner)}" for name, inner in pairs]
+        else:
+            unfolded.append(word)
+    return config_file.load(base, unfolded)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
     """Meanwhile run_dir says which agent works on it, where this process runs in the name of one.
     What is left of that is an agent's that was killed."""
     path = run_dir / "agent"
-    if AGENT in os.environ:
+    if is_one():
         path.write_text(os.environ[AGENT])
     try:
         yield
@@ -108,6 +144,10 @@ class AgentTask:
         if stop.requested == PREEMPTED and callable(stop.before[signal.SIGUSR2]):
             leave(stop, JobEnvironment())
         return stop.requested or COMPLETED
+
+    def progress(self) -> str:
+        """So many of the sweep's runs are complete."""
+        return str(len(list(Path(self.directory).glob("*/summary.json"))))
 
     def checkpoint(self) -> DelayedSubmission:
         return DelayedSubmission(self)

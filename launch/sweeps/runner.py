@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dist_resnet.config import config_file
-from dist_resnet.runtime.signals import COMPLETED
+from dist_resnet.runtime.signals import COMPLETED, FAILED
 from launch.executors import local, run_dir, slurm
 from launch.executors.resources import Resources, check
 from launch.jobs.task import WorkerTask
@@ -45,9 +45,9 @@ def train_all(
         where = resources.cluster
         jobs = slurm.submit(directory, tasks, where, resources.nodes, resources.workers, new)
         print(
-            f"job array {jobs[0].split('_')[0]} queued: {len(jobs)} runs\n  results so far: "
+            f"job array {slurm.arrays(jobs)} queued: {len(jobs)} runs\n  results so far: "
             f"dist-resnet compare {directory}\n"
-            f"  cancel: scancel {jobs[0].split('_')[0]}\n  resume: the same command"
+            f"  cancel: scancel {slurm.arrays(jobs)}\n  resume: the same command"
         )
         return "queued"
     failed = []
@@ -134,7 +134,7 @@ def run_search(
     outcome = task() if options.agents == 1 else side_by_side(task, options.agents)
     if outcome != COMPLETED:
         print("the same command goes on with this search")
-        return "interrupted"
+        return "failed" if outcome == FAILED else "interrupted"
     failed = [trial.name for trial in study.trials() if trial.state == "failed"]
     if failed:
         print(f"\ngiven up: {', '.join(failed)} (see their logs)", flush=True)
@@ -150,5 +150,5 @@ def _queue_agents(tasks: Sequence[slurm.Task], directory: Path, resources: Resou
         nodes=1,
         workers_per_node=1,
     )
-    print(f"job {jobs[0].split('_')[0]} queued: {len(jobs)} agents")
+    print(f"job {slurm.arrays(jobs)} queued: {len(jobs)} agents")
     return "queued"

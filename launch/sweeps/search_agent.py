@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,20 @@ from submitit.helpers import DelayedSubmission
 
 from dist_resnet.config import Config
 from dist_resnet.config.schedule import Plan
-from dist_resnet.reports.search import Report, Trial
+from dist_resnet.reports.search import JOURNAL, Report, Trial
 from dist_resnet.runtime import lock
-from dist_resnet.runtime.signals import COMPLETED, PAUSED, PREEMPTED, TERMINATED, StopSignal
+from dist_resnet.runtime.signals import (
+    COMPLETED,
+    FAILED,
+    PAUSED,
+    PREEMPTED,
+    TERMINATED,
+    Diverged,
+    StopSignal,
+)
 from dist_resnet.tracking.tracker import read_metrics
 from launch.executors import local, run_dir
+from launch.executors.resources import check
 from launch.jobs.task import leave
 from launch.sweeps.heartbeat import Heartbeat
 from launch.sweeps.search import Search
@@ -48,6 +58,11 @@ class SearchAgentTask:
             leave(stop, JobEnvironment())
         return outcome
 
+    def progress(self) -> str:
+        """So many results are in the journal."""
+        journal = Path(self.search.directory) / JOURNAL
+        return str(journal.read_bytes().count(b'"reports"') if journal.exists() else 0)
+
     def checkpoint(self) -> DelayedSubmission:
         return DelayedSubmission(self)
 
@@ -75,8 +90,8 @@ class SearchAgentTask:
             print(f"the configuration refuses it: {error}", flush=True)
             study.stop(trial, str(error), refused=True)
             return study.fresh(trial)
+        self._require_able(study, trial, config, directory)
         try:
-            run_dir.create(directory, config)
             if not lock.wait_until_free(directory, ORPHANS_SECONDS):
                 print(f"{directory} is still in use: left for later", flush=True)
                 study.release(trial)
@@ -85,13 +100,35 @@ class SearchAgentTask:
                 return None
             else:
                 return study.report(trial, self._report(directory, plan, trial))
-        except ValueError as error:  # the loss is not finite, or what only a worker finds out
+        except Diverged as error:
+            print(f"{trial.name} is stopped: {error}", flush=True)
+            study.stop(trial, str(error))
+        except ValueError as error:  # what only a worker finds out: of the trial, or of this node
+            if not study.has_results():
+                study.note_fault(trial, str(error), self.max_faults)
+                raise self._unable(study, error) from None
             print(f"{trial.name} is stopped: {error}", flush=True)
             study.stop(trial, str(error))
         except RuntimeError as error:
             print(f"{trial.name}: {error}", flush=True)
             study.note_fault(trial, str(error), self.max_faults)
         return study.fresh(trial)
+
+    def _require_able(self, study: Study, trial: Trial, config: Config, directory: Path) -> None:
+        """Raises RuntimeError where this node lacks the betons, or a disk to write to: it would go
+        through all trials in no time."""
+        try:
+            check(config, self.search.workers)
+            run_dir.create(directory, config)
+        except ValueError as error:
+            study.release(trial)
+            raise self._unable(study, error) from None
+
+    def _unable(self, study: Study, error: ValueError) -> RuntimeError:
+        return RuntimeError(
+            f"agent {study.agent} ends, and leaves its trial to others: {error}; mend that here, "
+            "or leave this node out"
+        )
 
     def _train(
         self, directory: Path, config: Config, plan: Plan, trial: Trial, stop: StopSignal
@@ -110,12 +147,15 @@ class SearchAgentTask:
         evaluated = [r for r in records if r["step"] == step and self.search.metric in r]
         if not evaluated:
             raise RuntimeError(f"{directory}/metrics.jsonl has no {self.search.metric} of {step}")
+        value = evaluated[-1][self.search.metric]
+        if value is None:
+            raise Diverged(f"{self.search.metric} is not finite at step {step}")
         hours = max((r["hours"] for r in records if "hours" in r), default=0.0)
         return Report(
             rung=trial.target,
             iteration=iteration,
             step=step,
-            value=evaluated[-1][self.search.metric],
+            value=value,
             hours=hours,
             images=step * plan.global_batch,
             time=time.time(),
@@ -123,8 +163,8 @@ class SearchAgentTask:
 
 
 def side_by_side(task: SearchAgentTask, agents: int) -> str:
-    """Several agents on this machine, each a process with its share of the GPUs; what the last of
-    them ended with. One that is killed leaves its trial to the others."""
+    """Several agents on this machine, each a process with its share of the GPUs. One that ends
+    early leaves its trial to the others: 'failed' where all do."""
     workers = task.search.workers
     gpus = local.visible_gpus()
     context = multiprocessing.get_context("spawn")
@@ -144,14 +184,26 @@ def side_by_side(task: SearchAgentTask, agents: int) -> str:
             told = True
             for process in processes:
                 process.terminate()
-    return stop.requested or COMPLETED
+    codes = [process.exitcode for process in processes if process.exitcode]
+    if stop.requested or not codes:
+        return stop.requested or COMPLETED
+    listed = ", ".join(map(str, codes))
+    print(
+        f"\n{len(codes)} of {agents} agents ended before the search did (exit codes {listed}): see "
+        "their messages above",
+        flush=True,
+    )
+    return COMPLETED if len(codes) < agents else FAILED
 
 
 def _agent(task: SearchAgentTask, gpus: list[str]) -> None:
     os.setpgid(0, 0)  # Ctrl-C is for the command, which tells the agents
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    task()
+    try:
+        task()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"dist-resnet: error: {error}")
 
 
 def own_name() -> str:

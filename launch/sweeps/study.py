@@ -127,6 +127,10 @@ class Study:
     def is_ours(self, trial: Trial) -> bool:
         return trial.state == "running" and trial.agent == self.agent
 
+    def has_results(self) -> bool:
+        """Whether this agent has brought a trial to a rung."""
+        return any(trial.agent == self.agent and trial.reports for trial in self.trials())
+
     def may_be_dead(self, idle_s: float) -> bool:
         """Whether an agent that is at a trial has been silent for so long."""
         others = {trial.agent for trial in self.trials() if trial.state == "running"}
