@@ -207,7 +207,7 @@ def without_last_checkpoint(
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The worker processes of a `dist-resnet train` on this machine."""
     found = []
-    for controller in psutil.Process(process.pid).children():
+    for controller in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it may end meanwhile
             if {"launch.jobs.forks", "submitit.local._local"} & set(controller.cmdline()):
                 found += controller.children()

@@ -151,4 +151,4 @@ def test_a_step_that_slurm_cancels_by_itself_is_a_fault(tmp_path, monkeypatch):
     (logs / "7_0_log.out").write_text(f"{LOG}{cancelled} DUE TO TIME LIMIT ***\n")
     assert settle.settle(logs) == settle.TERMINATED
     (logs / "7_0_log.out").write_text(f"{LOG}{cancelled} ***\n")
-    assert settle.settle(logs) == settle.REQUEUE
+    assert settle.settle(logs) == settle.CANCELLED

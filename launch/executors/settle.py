@@ -36,6 +36,7 @@ class Task(Protocol):
 
 REQUEUE = 75  # EX_TEMPFAIL
 TERMINATED = 128 + signal.SIGTERM
+CANCELLED = 144  # terminated too, by SLURM: requeue.sh asks whether it has cancelled the job
 FAILURES = "failures.txt"  # in the logs: one line per start that failed
 NEAR_THE_END = 0.8  # of the time limit: what ends later was not a preemption (as submitit has it)
 
@@ -87,9 +88,9 @@ def settle(folder: Path) -> int:
     if failure is None:
         if verdict.outcome(folder, job_id) == COMPLETED:
             return 0
-        if verdict.step_was_cancelled(folder, job_id):  # requeue.sh asks whether the job was, too
-            print(f"job {job_id}: SLURM has cancelled its step", flush=True)
-            return _after_fault(task.max_faults, progress, folder)
+        if verdict.step_was_cancelled(folder, job_id):
+            again = _after_fault(task.max_faults, progress, folder) == REQUEUE
+            return CANCELLED if again else 1
         return _after_signal(TERMINATED, task, folder)
     node = nodes[failure.rank * len(nodes) // workers]
     why = failure.tell(f" on {node}")

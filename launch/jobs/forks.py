@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -90,7 +91,11 @@ class ForkingController(Controller):
         )
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        process_job(self.folder)
+        try:
+            process_job(self.folder)
+        except Exception:  # which is in its result already
+            traceback.print_exc()
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 #!/bin/bash
 # requeue.sh CODE JOB: the end of a batch script. CODE is what `dist-resnet settle` ended with: 75 where the job should go on, 143 where
 # its workers were told to terminate. SLURM knows by whom: a job that was cancelled is not requeued, one that has reached its time limit is,
-# and one that is so near it that SLURM's announcement came as SIGTERM (--signal=TERM@60).
+# and one that is so near it that SLURM's announcement came as SIGTERM (--signal=TERM@60). CODE 144: SLURM has cancelled their step; where it
+# has not cancelled the job, nobody wished that.
 # Workers, which may be in a container without SLURM's commands, only leave their wish in the job's folder.
-code=$1 job=$2
+code=$1 job=$2 cancelled=
+[ "$code" != 144 ] || { code=143 cancelled=1; }
 case $code in 75 | 143) ;; *) exit "$code" ;; esac
 again="submit it again to go on (several at once run one after another with sbatch --dependency=singleton)"
 command -v scontrol >/dev/null || { echo "job $job: no scontrol on $(hostname): not requeued; $again" >&2; exit "$code"; }
@@ -34,6 +36,7 @@ for attempt in {1..60}; do  # a controller that restarts is silent for a while
   case $code:$is in
     75:RUNNING:* | *:COMPLETING:TimeLimit | *:TIMEOUT:*) requeue ;;
     143:RUNNING:*)
+      if [ -n "$cancelled" ] && ! near_its_limit; then echo "job $job: SLURM has cancelled its step"; requeue; fi
       near_its_limit || { echo "job $job: its workers were told to terminate, not near its time limit: not requeued; $again"; exit 143; }
       echo "job $job: its workers were told to terminate near its time limit: it goes on"
       requeue ;;
