@@ -132,8 +132,11 @@ def _us() -> dict[str, Any]:
 
 def _machine() -> str:
     """What has process ids of its own: this start of the kernel, and the container."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return slurm_job.node()
 
 
 def _read(path: Path) -> str | None:
