@@ -121,6 +121,17 @@ class Job:
                     found.append(process)
         return found
 
+    def processes(self, node: str) -> list[psutil.Process]:
+        """All that this job runs on a node, the batch script and its srun among them."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it may end meanwhile
+                environment = process.environ()
+                asked = (environment.get("SLURM_JOB_ID"), environment.get("SLURMD_NODENAME"))
+                if asked == (self.id, node):
+                    found.append(process)
+        return found
+
     def lose_worker_and_controller(self) -> None:
         """A worker is killed while the controller is down. Nobody trains on while it saves."""
         workers = self.workers()
@@ -150,19 +161,14 @@ class Job:
 
 
 def kill_node(cluster: LocalCluster, node: str, job: Job) -> None:
-    """As if the node had lost its power: its slurmd, its step managers and its workers, at once.
-    SLURM is told, so that nobody need wait for SlurmdTimeout."""
-    victims = [
-        cluster.daemons[node],
-        *(
-            process
-            for worker in job.workers(node)
-            for process in (worker, worker.parent())
-            if process
-        ),
-    ]
-    for victim in victims:
-        victim.kill()
+    """As if the node had lost its power: its slurmd, its step managers and all that they run, at
+    once. SLURM is told, so that nobody need wait for SlurmdTimeout."""
+    cluster.daemons[node].kill()
+    for process in job.processes(node):
+        for victim in (process.parent(), process):
+            with contextlib.suppress(psutil.Error):
+                if victim and (victim == process or "slurmstepd" in victim.name()):
+                    victim.kill()
     cluster.daemons.pop(node).wait()
     cluster.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
 

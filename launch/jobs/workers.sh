@@ -19,7 +19,7 @@ export SLURM_NTASKS=$asked SLURM_NPROCS=$asked SUBMITIT_EXECUTOR=slurm
 
 for name in USR1 USR2 TERM; do
   # shellcheck disable=SC2064
-  trap "scancel --signal=$name $job 2>/dev/null" $name  # of an array only this task, whose SLURM_JOB_ID may be that of all
+  trap "scancel --signal=$name $job 2>/dev/null &" $name  # of an array only this task, whose SLURM_JOB_ID may be that of all
 done
 touch -c "$folder/${job}_submitted.pkl"  # settle: a log that is older is an earlier start's
 srun "${options[@]}" "$@" &
