@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from local_cluster import LocalCluster
@@ -163,12 +164,14 @@ class Job:
 def kill_node(cluster: LocalCluster, node: str, job: Job) -> None:
     """As if the node had lost its power: its slurmd, its step managers and all that they run, at
     once. SLURM is told, so that nobody need wait for SlurmdTimeout."""
-    cluster.daemons[node].kill()
+    victims: list[Any] = [cluster.daemons[node]]
     for process in job.processes(node):
-        for victim in (process.parent(), process):
-            with contextlib.suppress(psutil.Error):
-                if victim and (victim == process or "slurmstepd" in victim.name()):
-                    victim.kill()
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            parent = process.parent()
+            victims += [process, *([parent] if parent and "slurmstepd" in parent.name() else [])]
+    for victim in victims:
+        with contextlib.suppress(psutil.Error):
+            victim.kill()
     cluster.daemons.pop(node).wait()
     cluster.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
 

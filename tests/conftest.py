@@ -151,6 +151,7 @@ LONGEST = (
     "test_training",
     "test_slurm",
     "test_sweep_agents",
+    "test_slurm_sites",
     "test_equal_trainings",
     "test_virtual_workers",
     "test_imagenet",

@@ -17,15 +17,17 @@ each=${SLURM_NTASKS_PER_NODE%%[!0-9]*} asked=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODE
 if [ -n "$each" ] && [ $((asked % each)) = 0 ]; then asked=$((SLURM_JOB_NUM_NODES * each)); fi
 export SLURM_NTASKS=$asked SLURM_NPROCS=$asked SUBMITIT_EXECUTOR=slurm
 
+told=()
 for name in USR1 USR2 TERM; do
   # shellcheck disable=SC2064
-  trap "scancel --signal=$name $job 2>/dev/null &" $name  # of an array only this task, whose SLURM_JOB_ID may be that of all
+  trap "scancel --signal=$name $job 2>/dev/null & told+=(\$!)" $name  # of an array only this task, whose SLURM_JOB_ID may be that of all
 done
 touch -c "$folder/${job}_submitted.pkl"  # settle: a log that is older is an earlier start's
 srun "${options[@]}" "$@" &
 step=$!
 while wait "$step"; [ $? -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
 trap : USR1 USR2 TERM
+[ ${#told[@]} = 0 ] || kill "${told[@]}" 2>/dev/null  # scancel tries again, and would reach the job's next start
 
 "${settle[@]}" -m dist_resnet settle "$folder"  # says who failed and why
 ended=$?
